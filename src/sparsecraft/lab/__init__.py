@@ -1,0 +1,1 @@
+"""The lab: tasks, claims, comparison, run store and report."""

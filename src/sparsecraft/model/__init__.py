@@ -1,0 +1,1 @@
+"""How the library touches a user's nn.Module."""
