@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsecraft.core.errors import InvalidValue, MissingStatistic, NonFinite
@@ -119,7 +119,7 @@ def stages(
         model: The model; the caller prunes it in place between stages.
         targets: What will be pruned.
         wanted: Statistics to gather; none makes a single stage without any forward pass.
-        batches: Keyword arguments of the model's forward.
+        batches: Keyword arguments of the model's forward; `labels` are left out.
         progress: Called with (stage, done, total).
 
     Raises:
@@ -134,6 +134,7 @@ def stages(
             f"{', '.join(kind.__name__ for kind in wanted)} of the layer inputs is needed, "
             "but no calibration data was given (calibration=..., --calibration text.txt)"
         )
+    batches = [{k: v for k, v in batch.items() if k != "labels"} for batch in batches]
     lists = find_blocks(model)
     plan = {
         name: [(f"{name}.{i}", block) for i, block in enumerate(blocks)]

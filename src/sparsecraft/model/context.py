@@ -1,4 +1,4 @@
-"""What a model-wide method sees of the model: losses and flows of a copy, never the model itself."""
+"""What a model-wide method sees: losses and flows of a copy, never the model itself."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel

@@ -148,7 +148,7 @@ def prune(
         else:
             pruned, notes = _prune_model(model, chosen, found, batches, seed, loss_function)
             asked = {}
-    masks = {name: keep for name, keep in pruned.items()}
+    masks = pruned
     report = PruneReport(
         method=chosen,
         mask=found.mask(model, masks),

@@ -21,6 +21,8 @@ from torch.utils._pytree import tree_leaves
 Labels = list[Tensor]
 """Each a tensor of symbols that broadcasts to the labelled one: an axis without units has size 1.
 No two of them vary along the same axis."""
+Part = tuple[Sequence[int], Labels]
+"""The shape and the labels of an operand."""
 
 _AXES_ONLY = {"t", "transpose", "permute", "unsqueeze", "detach", "alias"}
 _MOVES = {
@@ -119,7 +121,7 @@ class UnitTracer(TorchDispatchMode):
 
     def freeze(self, values: Any) -> None:
         """Freezes all symbols of the tensors in a nested structure, such as a model's output."""
-        for value in _tensors(values):
+        for value in tensors_in(values):
             for label in self._get(value):
                 self._freeze(label)
 
@@ -154,9 +156,7 @@ class UnitTracer(TorchDispatchMode):
         self.symbols.union(label, head)
         return self._squeezed(head)
 
-    def _merged(
-        self, parts: Sequence[tuple[Sequence[int], Labels]], shape: Sequence[int]
-    ) -> Labels:
+    def _merged(self, parts: Sequence[Part], shape: Sequence[int]) -> Labels:
         """Returns the labels of an elementwise combination, ties those that meet.
 
         Args:
@@ -185,9 +185,7 @@ class UnitTracer(TorchDispatchMode):
     def _common(self, first: Tensor, second: Tensor) -> Tensor:
         return self.symbols.find(torch.broadcast_tensors(first, second)[0].contiguous())
 
-    def _check_covered(
-        self, label: Tensor, parts: Sequence[tuple[Sequence[int], Labels]], rank: int
-    ) -> None:
+    def _check_covered(self, label: Tensor, parts: Sequence[Part], rank: int) -> None:
         """Freezes what meets an axis of equal size that carries no symbols of its own."""
         for axis in _varying(label):
             for shape, labels in parts:
@@ -230,21 +228,21 @@ class UnitTracer(TorchDispatchMode):
     ) -> None:
         parts = [(each.shape, self._get(each)) for each in tensors]
         weight = len(tensors) == 1 and id(tensors[0]) in self._weights
-        for out in _tensors(outputs):
+        for out in tensors_in(outputs):
             self._set(out, self._merged(parts, out.shape), weight)
 
     def _move(self, func: Any, tensors: list[Tensor], args: Any, kwargs: Any, outputs: Any) -> None:
         """Runs the movement of data on the labels themselves and reads where they went."""
         source = tensors[0]
         light = func.overloadpacket.__name__.rstrip("_") in _AXES_ONLY
-        found: list[Labels] = [[] for _ in _tensors(outputs)]
+        found: list[Labels] = [[] for _ in tensors_in(outputs)]
         for label in self._get(source):
             full = label if light else label.expand(source.shape).contiguous()
-            moved = _tensors(func(full, *args[1:], **kwargs))
+            moved = tensors_in(func(full, *args[1:], **kwargs))
             for out, each in zip(found, moved, strict=True):
                 out += [each] if light else self._landed(each, len(_varying(label)))
         weight = id(source) in self._weights
-        for out_tensor, labels in zip(_tensors(outputs), found, strict=True):
+        for out_tensor, labels in zip(tensors_in(outputs), found, strict=True):
             self._set(out_tensor, labels, weight)
 
     def _landed(self, full: Tensor, axes_before: int) -> Labels:
@@ -258,7 +256,7 @@ class UnitTracer(TorchDispatchMode):
     def _on_cat(
         self, func: Any, tensors: list[Tensor], args: Any, kwargs: Any, out: Tensor
     ) -> None:
-        axis = (args[1] if len(args) > 1 else kwargs.get("dim", 0)) % out.dim()
+        axis = _argument(func, args, kwargs, "dim") % out.dim()
         parts = [each for each in tensors if each.dim() == out.dim()]
         across = [[lab for lab in self._get(t) if axis not in _varying(lab)] for t in parts]
         shapes = [[1 if i == axis else n for i, n in enumerate(t.shape)] for t in parts]
@@ -274,7 +272,8 @@ class UnitTracer(TorchDispatchMode):
         self._set(out, labels)
 
     def _on_mm(self, func: Any, tensors: list[Tensor], args: Any, kwargs: Any, out: Tensor) -> None:
-        self._set(out, self._product(*tensors[:2], self._get(tensors[0]), self._get(tensors[1])))
+        a, b = tensors
+        self._set(out, self._product(a, b, self._get(a), self._get(b)))
 
     _on_bmm = _on_mm
 
@@ -343,7 +342,7 @@ class UnitTracer(TorchDispatchMode):
             self.freeze([x, weight])
         self._freeze_unless(self._get(weight), [0], [1])
         shape = [1, -1] + [1] * (out.dim() - 2)
-        parts = [(out.shape, [lab.view(shape) for lab in rows])]
+        parts: list[Part] = [(out.shape, [lab.view(shape) for lab in rows])]
         if bias is not None:
             parts.append(_as_channels(bias, self._get(bias), out.dim()))
         self._set(out, self._merged(parts, out.shape))
@@ -357,9 +356,9 @@ class UnitTracer(TorchDispatchMode):
         self, func: Any, tensors: list[Tensor], args: Any, kwargs: Any, outputs: Any
     ) -> None:
         x, *others = tensors
-        parts = [(x.shape, self._get(x))]
+        parts: list[Part] = [(x.shape, self._get(x))]
         parts += [_as_channels(each, self._get(each), x.dim()) for each in others]
-        self._set(_tensors(outputs)[0], self._merged(parts, x.shape))
+        self._set(tensors_in(outputs)[0], self._merged(parts, x.shape))
 
     def _on_native_layer_norm(
         self, func: Any, tensors: list[Tensor], args: Any, kwargs: Any, outputs: Any
@@ -369,7 +368,7 @@ class UnitTracer(TorchDispatchMode):
             if any(axis >= x.dim() - axes for axis in _varying(label)):
                 self._freeze(label)
         parts = [(each.shape, self._get(each)) for each in tensors]
-        self._set(_tensors(outputs)[0], self._merged(parts, x.shape))
+        self._set(tensors_in(outputs)[0], self._merged(parts, x.shape))
 
     _on_fused_rms_norm = _on_native_layer_norm
 
@@ -377,7 +376,7 @@ class UnitTracer(TorchDispatchMode):
         self, func: Any, tensors: list[Tensor], args: Any, kwargs: Any, outputs: Any
     ) -> None:
         self.freeze(tensors)
-        self._set(_tensors(outputs)[0], self._get(tensors[0]))
+        self._set(tensors_in(outputs)[0], self._get(tensors[0]))
 
     def _on_embedding(
         self, func: Any, tensors: list[Tensor], args: Any, kwargs: Any, out: Tensor
@@ -389,8 +388,8 @@ class UnitTracer(TorchDispatchMode):
     def _reduce(
         self, func: Any, tensors: list[Tensor], args: Any, kwargs: Any, outputs: Any
     ) -> None:
-        x, outs = tensors[0], _tensors(outputs)
-        given = args[1] if len(args) > 1 else kwargs.get("dim")
+        x, outs = tensors[0], tensors_in(outputs)
+        given = _argument(func, args, kwargs, "dim")
         listed = [given] if isinstance(given, int) else list(given or range(x.dim()))
         axes = sorted({axis % x.dim() for axis in listed}, reverse=True)
         kept = []
@@ -408,11 +407,11 @@ class UnitTracer(TorchDispatchMode):
         self, func: Any, tensors: list[Tensor], args: Any, kwargs: Any, outputs: Any
     ) -> None:
         x = tensors[0]
-        axes = {each % x.dim() for each in args[1:3] if type(each) is int}
+        axes = {_argument(func, args, kwargs, "dim") % x.dim()}
         for label in self._get(x):
             if axes & set(_varying(label)):
                 self._freeze(label)
-        for out in _tensors(outputs):
+        for out in tensors_in(outputs):
             same = [lab for lab in self._get(x) if not axes & set(_varying(lab))]
             self._set(out, self._get(x) if out.shape == x.shape else same)
 
@@ -421,7 +420,7 @@ class UnitTracer(TorchDispatchMode):
     ) -> None:
         labels = self._get(tensors[0])
         self._freeze_unless(labels, [1])
-        for out in _tensors(outputs):
+        for out in tensors_in(outputs):
             self._set(out, [lab for lab in labels if _varying(lab) == [1]])
 
     def _on_constant_pad_nd(
@@ -439,7 +438,7 @@ class UnitTracer(TorchDispatchMode):
         self, func: Any, tensors: list[Tensor], args: Any, kwargs: Any, outputs: Any
     ) -> None:
         q, k, v, *masks = tensors
-        out = _tensors(outputs)[0]
+        out = tensors_in(outputs)[0]
         each = q.shape[1] // k.shape[1]  # grouped queries: each key serves several heads
         keys, values = (
             [lab.repeat_interleave(each, 1) if lab.shape[1] > 1 else lab for lab in self._get(t)]
@@ -461,18 +460,27 @@ def _padded(label: Tensor, rank: int) -> Tensor:
     return label.view([1] * (rank - label.dim()) + list(label.shape))
 
 
-def _as_channels(tensor: Tensor, labels: Labels, rank: int) -> tuple[Sequence[int], Labels]:
+def _as_channels(tensor: Tensor, labels: Labels, rank: int) -> Part:
     """Returns the shape and labels of a vector laid along axis 1."""
     shape = [1, tensor.numel()] + [1] * (rank - 2)
     return shape, [label.reshape(shape) for label in labels]
 
 
-def _tensors(values: Any) -> list[Tensor]:
+def _argument(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], name: str) -> Any:
+    """Returns the value of an operation's argument, its default if it was not given."""
+    for position, argument in enumerate(func._schema.arguments):
+        if argument.name == name:
+            given = args[position] if position < len(args) else argument.default_value
+            return kwargs.get(name, given)
+    return None
+
+
+def tensors_in(values: Any) -> list[Tensor]:
     """Returns the tensors in nested tuples, lists and mappings, in order."""
     if isinstance(values, Tensor):
         return [values]
     if isinstance(values, Mapping):
         values = list(values.values())
     if isinstance(values, list | tuple):
-        return [tensor for value in values for tensor in _tensors(value)]
+        return [tensor for value in values for tensor in tensors_in(value)]
     return []

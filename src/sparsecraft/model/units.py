@@ -12,7 +12,7 @@ import contextlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from os.path import commonprefix
+from itertools import takewhile
 from typing import Any, Literal, get_args
 
 import torch
@@ -152,7 +152,7 @@ def unit_scores(
 
     handles = [model.get_submodule(n).register_forward_pre_hook(hook(n)) for n in sorted(readers)]
     try:
-        with _evaluating(model):
+        with evaluating(model):
             for batch in batches:
                 mask[0] = batch.get("attention_mask") if isinstance(batch, Mapping) else None
                 run(model, batch)
@@ -233,7 +233,7 @@ def _trace(model: nn.Module, example_input: Any) -> UnitTracer:
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # one fused operation would hide the heads
     try:
-        with torch.no_grad(), _evaluating(model), tracer:
+        with torch.no_grad(), evaluating(model), tracer:
             output = run(model, inputs)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         raise InvalidValue(
@@ -248,7 +248,7 @@ def _trace(model: nn.Module, example_input: Any) -> UnitTracer:
 
 def _default_input(model: nn.Module) -> Any:
     """Returns two small inputs, from the config of a transformers model or the first layer."""
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     if getattr(model, "main_input_name", None) == "pixel_values":
         size = getattr(config, "image_size", 64)
         sides = size if isinstance(size, list | tuple) else (size, size)
@@ -323,10 +323,15 @@ def _kind(shapes: Mapping[str, Sequence[int]], slices: Sequence[UnitSlice], spli
     return "heads" if split else "neurons"
 
 
+def shared_path(slices: Sequence[UnitSlice]) -> list[str]:
+    """Returns the path of the innermost module that holds all these slices."""
+    levels = zip(*(each.parameter.split(".")[:-1] for each in slices), strict=False)
+    return [level[0] for level in takewhile(lambda level: len(set(level)) == 1, levels)]
+
+
 def _name(kind: Kind, slices: Sequence[UnitSlice]) -> str:
-    paths = [each.parameter.split(".")[:-1] for each in slices]
-    common = ".".join(commonprefix(paths))
-    return common if kind == "heads" and common else ".".join(paths[0]) or slices[0].parameter
+    common = ".".join(shared_path(slices)) if kind == "heads" else ""
+    return common or slices[0].parameter.rpartition(".")[0] or slices[0].parameter
 
 
 def _named(groups: list[UnitGroup]) -> list[UnitGroup]:
@@ -351,7 +356,8 @@ def _rows(reader: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
 
 
 @contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Holds the model in evaluation mode; each module gets its own mode back."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
