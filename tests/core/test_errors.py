@@ -43,7 +43,7 @@ def test_sparsity_out_of_range(value):
 
 
 def test_a_percentage_is_understood():
-    with pytest.raises(InvalidValue, match="For 60 % write 0.6"):
+    with pytest.raises(InvalidValue, match=r"For 60 % write 0\.6"):
         check_sparsity(60)
 
 

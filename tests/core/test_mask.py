@@ -19,7 +19,15 @@ def drawn(shape, density=0.4, seed=0):
 
 @pytest.mark.parametrize(
     ("numel", "density", "kept"),
-    [(10, 0.25, 3), (7, 0.5, 4), (10, 1 - 0.9, 1), (5, 1.0, 5), (5, 1e-9, 0), (0, 0.5, 0)],
+    [
+        (10, 0.25, 3),
+        (7, 0.5, 4),
+        (10, 1 - 0.9, 1),
+        (15, 1 - 0.9, 2),
+        (5, 1.0, 5),
+        (5, 1e-9, 0),
+        (0, 0.5, 0),
+    ],
 )
 def test_count_rounds_half_up(numel, density, kept):
     assert count(numel, density) == kept

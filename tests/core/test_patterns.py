@@ -126,7 +126,7 @@ def test_nm_values(keep, of):
 
 
 def test_nm_refuses_another_density_and_another_width():
-    with pytest.raises(InvalidValue, match="2:4 implies sparsity 0.5, but 0.4"):
+    with pytest.raises(InvalidValue, match=r"2:4 implies sparsity 0\.5, but 0\.4"):
         NM(2, 4).mask(torch.ones(2, 4), 0.6)
     with pytest.raises(InvalidValue, match="fc1: 2:4 needs a multiple of 4 inputs"):
         NM(2, 4).check((3, 6), "fc1")

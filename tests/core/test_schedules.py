@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -90,3 +92,11 @@ def test_stairs_drop_only_where_due():
 def test_wrong_values(options):
     with pytest.raises(InvalidValue):
         Linear(**{"final": 0.5, "end": 10, **options})
+
+
+def test_what_a_schedule_fixes_itself_cannot_be_given():
+    with pytest.raises(TypeError, match="end"):
+        OneShot(final=0.5, end=10)
+    with pytest.raises(TypeError, match="initial"):
+        Constant(final=0.5, initial=0.9, end=10)
+    assert replace(OneShot(final=0.5, begin=5), begin=7).end == 7

@@ -94,6 +94,16 @@ def test_sparsegpt_in_groups():
     torch.testing.assert_close(pruned.weight, official, rtol=1e-3, atol=1e-4)
 
 
+def test_sparsegpt_repairs_what_magnitude_and_wanda_break():
+    x, weight = array("X").flatten(0, 1), array("W")
+    asked = layer(0.5, array("X"), Hessian, InputNorm)
+    errors = [
+        float((x @ (method.prune(weight, asked).weight - weight).T).square().sum())
+        for method in (SparseGPT(), Wanda(), Magnitude())
+    ]
+    assert errors == sorted(errors)
+
+
 def test_wanda_block_after_block():
     """Statistics of the second block come from the first one already pruned."""
     x, weights = array("seq_X"), array("seq_W")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sparsecraft.core.errors import InvalidValue, check_density
 
@@ -71,6 +71,8 @@ class OneShot(Schedule):
         (1.0, 0.1, True, False)
     """
 
+    end: int = field(init=False, default=0)
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "end", self.begin)
         super().__post_init__()
@@ -83,6 +85,8 @@ class OneShot(Schedule):
 @dataclass(frozen=True, kw_only=True)
 class Constant(Schedule):
     """One density throughout; the mask is renewed every `every` steps from begin to end."""
+
+    initial: float = field(init=False, default=1.0)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "initial", self.final)

@@ -66,7 +66,8 @@ def collect(raw, clear, lowest, infinity, low, high, counts, inside, size):
         infinity: Key of infinity.
         low: Lower end of the bracket.
         high: Upper end of the bracket.
-        counts: (5,), added to: keys >= low, > low, >= high, > high, and NaN.
+        counts: (5,), added to: keys above, at the upper end, inside, at the lower end; and blocks
+            with NaN.
         inside: Room for the keys inside.
         size: How many keys it holds already.
 
@@ -76,24 +77,24 @@ def collect(raw, clear, lowest, infinity, low, high, counts, inside, size):
     kind = raw.dtype.type
     for start in range(0, raw.size, BLOCK):
         block = raw[start : start + BLOCK]
-        reach_low = np.int32(0)
+        at_low = np.int32(0)
         above_low = np.int32(0)
-        reach_high = np.int32(0)
+        at_high = np.int32(0)
         above_high = np.int32(0)
-        nans = np.int32(0)
+        farthest = kind(0)
         for i in range(block.size):
             key = ordered(kind, block[i], clear, lowest)
-            reach_low = np.int32(reach_low + np.int32(key >= low))
+            at_low = np.int32(at_low + np.int32(key == low))
             above_low = np.int32(above_low + np.int32(key > low))
-            reach_high = np.int32(reach_high + np.int32(key >= high))
+            at_high = np.int32(at_high + np.int32(key == high))
             above_high = np.int32(above_high + np.int32(key > high))
-            nans = np.int32(nans + np.int32((key > infinity) | (key < -infinity)))
-        counts[0] += reach_low
-        counts[1] += above_low
-        counts[2] += reach_high
-        counts[3] += above_high
-        counts[4] += nans
-        if size + above_low - reach_high + STRIP > inside.size:
+            farthest = max(farthest, abs(key))
+        counts[0] += above_high
+        counts[1] += at_high
+        counts[2] += above_low - at_high - above_high
+        counts[3] += at_low
+        counts[4] += farthest > infinity
+        if counts[2] + STRIP > inside.size:
             return -1
         for first in range(0, block.size, STRIP):
             strip = block[first : first + STRIP]

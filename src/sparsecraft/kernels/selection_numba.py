@@ -22,7 +22,9 @@ from sparsecraft.kernels.radix import BINS, radix_threshold
 
 # Below this many entries the histograms alone are quick enough.
 BRACKET_FROM = 1 << 22
-SAMPLE = 1 << 17
+SAMPLE = 1 << 18
+# At most one entry in so many is sampled.
+STEP = 64
 # Half-width of the bracket, in standard deviations of the sample's rank.
 WIDTH = 4.0
 # The collected entries may take this share of the scores' bytes; joining them takes it again.
@@ -167,16 +169,16 @@ def _bracketed(pieces: Sequence[Tensor], keep: int, order: Order) -> tuple[int, 
     collected = [inside for _, inside in found if inside is not None]
     if len(collected) < len(found):
         return None
-    counts = np.sum([counts for counts, _ in found], axis=0)
-    reach_low, above_low, reach_high, above_high, nans = map(int, counts)
+    above, at_high, within, at_low, nans = np.sum([counts for counts, _ in found], axis=0).tolist()
     if nans:
         raise ValueError(NAN)
-    if above_high < keep <= reach_high:
-        return int(high), keep - above_high
-    if reach_high < keep <= above_low:
-        return _ranked(np.concatenate(collected), keep - reach_high)
-    if above_low < keep <= reach_low:
-        return int(low), keep - above_low
+    rank = keep - above
+    if 0 < rank <= at_high:
+        return int(high), rank
+    if at_high < rank <= at_high + within:
+        return _ranked(np.concatenate(collected), rank - at_high)
+    if at_high + within < rank <= at_high + within + at_low:
+        return int(low), rank - at_high - within
     return None
 
 
@@ -193,7 +195,7 @@ def _bracket(
     """Returns two keys that very likely enclose the threshold, from evenly spaced entries."""
     infinity = order.scalars()[2]
     # An odd step does not stay in the same columns of a matrix whose width is a power of two.
-    step = sum(piece.numel() for piece in pieces) // SAMPLE | 1
+    step = max(STEP, sum(piece.numel() for piece in pieces) // SAMPLE) | 1
     sample = np.sort(np.concatenate([_every(piece, step, order) for piece in pieces]))
     centre = sample.size * density
     reach = WIDTH * math.sqrt(sample.size * density * (1 - density)) + WIDTH

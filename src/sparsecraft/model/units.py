@@ -9,6 +9,7 @@ Units are found by following one forward pass (`unit_tracing`), not by the names
 from __future__ import annotations
 
 import contextlib
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -252,17 +253,22 @@ def _default_input(model: nn.Module) -> Any:
     if getattr(model, "main_input_name", None) == "pixel_values":
         size = getattr(config, "image_size", 64)
         sides = size if isinstance(size, list | tuple) else (size, size)
-        return {"pixel_values": torch.rand(2, getattr(config, "num_channels", 3), *sides)}
+        return {"pixel_values": _ramp(2, getattr(config, "num_channels", 3), *sides)}
     if hasattr(config, "vocab_size"):
         return {"input_ids": (torch.arange(16) % config.vocab_size).view(2, 8)}
     first = next((m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)), None)
     if isinstance(first, nn.Linear):
-        return torch.rand(2, first.in_features)
+        return _ramp(2, first.in_features)
     if isinstance(first, nn.Conv2d):
-        return torch.rand(2, first.in_channels, 32, 32)
+        return _ramp(2, first.in_channels, 32, 32)
     raise InvalidValue(
         f"no input for {type(model).__name__} can be guessed. Give a small one (example_input=...)."
     )
+
+
+def _ramp(*shape: int) -> Tensor:
+    """Returns values from -1 to 1; random ones would move the caller's random state."""
+    return torch.linspace(-1, 1, math.prod(shape)).view(shape)
 
 
 def _assemble(model: nn.Module, tracer: UnitTracer) -> list[UnitGroup]:

@@ -1,0 +1,63 @@
+"""What the verbs write to: a console for results, another for progress."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Progress = Callable[[str, int, int], None]
+
+
+def console() -> Console:
+    """Returns the console on standard output; where that is no terminal, lines may be long."""
+    from rich.console import Console
+
+    found = Console(markup=False, highlight=False)
+    return found if found.is_terminal else Console(markup=False, highlight=False, width=160)
+
+
+@contextmanager
+def progress(title: str) -> Iterator[Progress]:
+    """Gives a function (stage, done, total) that moves a bar on standard error."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Bar(*columns, TextColumn("{task.description}"), console=Console(stderr=True)) as bar:
+        task = bar.add_task("", total=None)
+
+        def tell(stage: str, done: int, total: int) -> None:
+            bar.update(task, description=stage, completed=done, total=total)
+
+        yield tell
+
+
+def size_text(count: float) -> str:
+    """Returns bytes in words of three digits.
+
+    Example:
+        >>> size_text(90868376), size_text(512)
+        ('90.9 MB', '512 B')
+    """
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError("the loop returns at its last unit")
+
+
+def seconds_text(seconds: float) -> str:
+    """Returns a duration as people say it.
+
+    Example:
+        >>> seconds_text(0.4), seconds_text(75), seconds_text(5400)
+        ('less than a second', '75 s', '90 min')
+    """
+    if seconds < 1:
+        return "less than a second"
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"

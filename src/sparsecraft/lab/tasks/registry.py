@@ -1,0 +1,52 @@
+"""Tasks by name; a task's module is imported only when the task is asked for."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from pathlib import Path
+from typing import Any, Literal
+
+from sparsecraft.core.errors import InvalidValue, UnknownName
+from sparsecraft.lab.tasks.base import Task
+
+TASKS: dict[str, str] = {
+    "docs-retrieval": "docs_retrieval:DocsRetrieval",
+    "stdlib-lm": "stdlib_lm:StdlibLanguageModel",
+    "stories260k": "stories:Stories260k",
+}
+"""Name to "module:class" inside this package."""
+
+
+def task_names() -> list[str]:
+    """Returns the names that `load_task` knows, sorted."""
+    return sorted(TASKS)
+
+
+def load_task(name: str, **options: Any) -> Task:
+    """Returns the task of this name.
+
+    Args:
+        name: One of `task_names()`.
+        options: The task's own settings.
+
+    Raises:
+        UnknownName: If there is no such task; the message names the nearest.
+        InvalidValue: If an option is unknown to the task.
+    """
+    if name not in TASKS:
+        raise UnknownName("task", name, TASKS)
+    module, _, attribute = TASKS[name].partition(":")
+    make = getattr(importlib.import_module(f"{__package__}.{module}"), attribute)
+    parameters = inspect.signature(make).parameters
+    unknown = [option for option in options if option not in parameters]
+    if unknown:
+        raise InvalidValue(
+            f"Task {name!r} has no option {unknown[0]!r}. Its options: "
+            f"{', '.join(parameters) or 'none'}."
+        )
+    required = [key for key, value in parameters.items() if value.default is value.empty]
+    missing = [key for key in required if key not in options]
+    if missing:
+        raise InvalidValue(f"Task {name!r} needs the option {missing[0]!r}.")
+    return make(**options)
