@@ -17,7 +17,9 @@ ALWAYS, WITHOUT_DATA = "# always", "# without SPARSECRAFT_DATA"
 def skipped(report: Path) -> set[str]:
     """Returns the ids of the tests that a pytest JUnit report calls skipped."""
     cases = ElementTree.parse(report).getroot().iter("testcase")
-    return {f"{c.get('classname')}::{c.get('name')}" for c in cases if c.find("skipped") is not None}
+    return {
+        f"{c.get('classname')}::{c.get('name')}" for c in cases if c.find("skipped") is not None
+    }
 
 
 def expected(listing: Path, *, with_data: bool) -> set[str]:

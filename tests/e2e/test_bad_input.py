@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from tests.command import refused, run
 from tests.models import save_directory, tiny_llama
 
@@ -81,9 +80,7 @@ def test_unknown_names_get_the_nearest(capsys, directory, tmp_path, arguments, n
 
 
 def test_targets_that_match_nothing(capsys, directory, tmp_path):
-    message = refused(
-        capsys, "prune", directory, "--targets", "*.mlq.*", "--out", tmp_path / "out"
-    )
+    message = refused(capsys, "prune", directory, "--targets", "*.mlq.*", "--out", tmp_path / "out")
     assert "'*.mlq.*' match no layer" in message
     assert "mlp" in message
 

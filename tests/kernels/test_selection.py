@@ -183,6 +183,29 @@ class TestBracket:
                 check([values[:7_000], values[7_000:].view(100, 130)], keep, True)
                 check([values], keep, False)
 
+    def test_every_rank_around_a_given_bracket(self, monkeypatch):
+        values = torch.arange(10.0).repeat(20)
+        bits = order.Order(torch.float32)
+        low, high = bits.keys(torch.tensor([3.0, 6.0])).numpy()
+        monkeypatch.setattr(selection_numba, "_bracket", lambda *_: (low, high))
+        monkeypatch.setattr(selection_numba, "COLLECTED", 1.0)
+        for keep in range(1, 201):
+            found = selection_numba._bracketed([values], keep, bits)
+            value, rank = 9 - (keep - 1) // 20, (keep - 1) % 20 + 1
+            if 3 <= value <= 6:
+                assert found == (int(bits.keys(torch.tensor(float(value)))), rank)
+            else:
+                assert found is None
+
+    @pytest.mark.parametrize("bits", [0x7F800001, -0x7FFFFF, 0x7FFFFFFF, -1])
+    def test_every_kind_of_nan_is_found(self, bits):
+        values = torch.zeros(20_000)
+        values.view(torch.int32)[12_345] = bits
+        with pytest.raises(ValueError, match="NaN"):
+            keep_largest([values], 10)
+        with pytest.raises(ValueError, match="NaN"):
+            keep_largest_per_row(values.view(10, -1), 10)
+
     def test_nan_outside_the_sample(self):
         values = torch.zeros(20_000)
         values[12_345] = NAN

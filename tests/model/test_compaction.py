@@ -211,3 +211,26 @@ def test_a_wrong_group_is_caught_by_the_proof():
 
     with pytest.raises(InvalidValue, match="differs from the masked one"):
         compact(Biased(*model), keep, example, groups=[first])
+
+
+def test_what_cannot_be_cut_is_caught_without_an_example_as_well():
+    class Shuffled(nn.Sequential):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self[0](x)
+            halves = x.view(len(x), 2, x.shape[1] // 2, *x.shape[2:])
+            return self[1](halves.transpose(1, 2).reshape(x.shape))
+
+    torch.manual_seed(0)
+    model = Shuffled(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 3, 1))
+    (group,) = find_units(model)
+    keep = torch.arange(group.size) % 2 == 0
+    with pytest.raises(InvalidValue, match="differs from the masked one"):
+        compact(model, {group.name: keep})
+
+
+def test_half_precision():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 12), nn.GELU(), nn.Linear(12, 3)).bfloat16()
+    keep = {"0": torch.arange(12) % 3 == 0}
+    smaller, _ = compact(model, keep, torch.rand(4, 8).bfloat16())
+    assert smaller[0].weight.dtype == torch.bfloat16 and smaller[0].out_features == 4

@@ -216,3 +216,44 @@ def test_scores_need_a_batch():
     model = mlp()
     with pytest.raises(MissingStatistic):
         unit_scores(model, find_units(model), [])
+
+
+def test_further_ways_to_write_a_network():
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.both, self.out = nn.Linear(8, 24), nn.Linear(12, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            gate, up = self.both(x).chunk(2, -1)
+            return self.out(nn.functional.silu(gate) * up)
+
+    (gated,) = find_units(Gated())
+    assert [s.offset for s in gated.slices if s.parameter == "both.weight"] == [0, 12]
+
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.qkv, self.out = nn.Linear(16, 48), nn.Linear(16, 16)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            q, k, v = self.qkv(x).view(2, 5, 3, 4, 4).permute(2, 0, 3, 1, 4)
+            y = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+            return self.out(y.transpose(1, 2).reshape(2, 5, 16))
+
+    (heads,) = find_units(Attention(), torch.rand(2, 5, 16))
+    assert (heads.kind, heads.size) == ("heads", 4)
+    assert [s.offset for s in heads.slices if s.parameter == "qkv.weight"] == [0, 16, 32]
+
+    class Einsum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Parameter(torch.rand(8, 6)), nn.Parameter(torch.rand(6, 3))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.einsum("th,ho->ot", torch.einsum("tc,ch->th", x, self.a).relu(), self.b)
+
+    (hidden,) = find_units(Einsum(), torch.rand(5, 8))
+    assert {(s.parameter, s.dim, s.outgoing) for s in hidden.slices} == {
+        ("a", 1, False), ("b", 0, True)
+    }  # fmt: skip

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sparsecraft.cli.parser import Parser
 from sparsecraft.cli.terminal import console
+
+if TYPE_CHECKING:
+    from sparsecraft.core.catalog import MethodInfo
 
 RESUME = "Nothing was changed."
 # The taxonomy's values stand in core.catalog; they are checked there, with the closest ones named.
@@ -43,8 +47,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Prints the table or the page, and returns 0."""
     from sparsecraft.core import catalog
 
-    asked = {option.replace("-", "_"): None for option in _FILTERS}
-    wanted = {key: getattr(arguments, key) for key in asked if getattr(arguments, key)}
+    fields = [option.replace("-", "_") for option in _FILTERS]
+    wanted = {field: getattr(arguments, field) for field in fields if getattr(arguments, field)}
     if arguments.markdown:
         from sparsecraft.cli.method_pages import write
 
@@ -61,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _print_table(methods: list) -> None:  # type: ignore[type-arg]
+def _print_table(methods: list[MethodInfo]) -> None:
     from rich.table import Table
 
     table = Table("method", "what it does", "paper", "when", "criterion", "needs", "can save")
@@ -77,4 +81,6 @@ def _print_table(methods: list) -> None:  # type: ignore[type-arg]
             info.taxonomy.runtime,
         )
     console().print(table)
-    console().print(f"{len(methods)} methods. `sparsecraft methods NAME` shows one with its options.")
+    console().print(
+        f"{len(methods)} methods. `sparsecraft methods NAME` shows one with its options."
+    )

@@ -25,10 +25,14 @@ class _Formatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaults
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are the library's: one line, with the closest option."""
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, prog: str, description: str = "", usage: str | None = None) -> None:
         super().__init__(
-            **{"formatter_class": _Formatter, "allow_abbrev": False, "exit_on_error": False}
-            | settings
+            prog=prog,
+            usage=usage,
+            description=description,
+            formatter_class=_Formatter,
+            allow_abbrev=False,
+            exit_on_error=False,
         )
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
@@ -67,9 +71,7 @@ def fraction(text: str) -> float:
     try:
         return float(number[:-1]) / 100 if number.endswith("%") else float(number)
     except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not a fraction: write 0.03 or 3%"
-        ) from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not a fraction: write 0.03 or 3%") from None
 
 
 def fractions(text: str) -> tuple[float, ...]:

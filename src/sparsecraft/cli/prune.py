@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparsecraft.cli.parser import Parser, assignment, flattened, fraction, patterns, positive
-from sparsecraft.cli.terminal import console, progress, seconds_text, size_text
+from sparsecraft.cli.terminal import console, progress
 from sparsecraft.core.errors import InvalidValue
 
 if TYPE_CHECKING:
@@ -34,9 +34,9 @@ def parser() -> Parser:
         description=(
             "Prunes the model of a Hugging Face directory with one method and writes a directory\n"
             "that loads wherever the first one did: exact zeros, unchanged keys. Masks and\n"
-            "settings lie beside it. By default the matrices inside the repeated blocks are pruned\n"
-            "and everything else is left out, with the reason. Zeros alone make a model neither\n"
-            "smaller on disk nor faster: `sparsecraft compare` measures what they bring.\n\n"
+            "settings lie beside it. By default the matrices inside the repeated blocks are\n"
+            "pruned and everything else is left out, with the reason. Zeros alone make a model\n"
+            "neither smaller on disk nor faster: `sparsecraft compare` measures that.\n\n"
             "examples:\n"
             "  sparsecraft prune my-model --method magnitude --sparsity 0.5 --out sparse\n"
             "  sparsecraft prune my-model --method wanda --pattern 2:4 --calibration notes.txt "
@@ -264,17 +264,21 @@ def _show_plan(model: nn.Module, method: WeightMethod, targets: Targets) -> None
 
 
 def _show_estimate(
-    model: nn.Module, targets: Targets, method: WeightMethod, batches: list[Mapping[str, Tensor]]
+    model: nn.Module,
+    targets: Targets,
+    method: WeightMethod,
+    batches: Sequence[Mapping[str, Tensor]],
 ) -> None:
+    from sparsecraft.lab.report.values import duration, size
     from sparsecraft.model.estimate import estimate
     from sparsecraft.model.pruning import count_tokens
 
     tokens = count_tokens(batches)
     needed = estimate(model, targets, method, tokens)
-    data = f" calibration on {tokens} tokens about {seconds_text(needed.seconds)}," if tokens else ""
+    data = f" calibration on {tokens} tokens about {duration(needed.seconds)}," if tokens else ""
     console().print(
         f"{method.info.name} on {len(targets)} matrices of {targets.numel} weights:{data} at most "
-        f"{size_text(needed.bytes)} of memory beside the model"
+        f"{size(needed.bytes)} of memory beside the model"
     )
 
 

@@ -35,29 +35,3 @@ def progress(title: str) -> Iterator[Progress]:
             bar.update(task, description=stage, completed=done, total=total)
 
         yield tell
-
-
-def size_text(count: float) -> str:
-    """Returns bytes in words of three digits.
-
-    Example:
-        >>> size_text(90868376), size_text(512)
-        ('90.9 MB', '512 B')
-    """
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    raise AssertionError("the loop returns at its last unit")
-
-
-def seconds_text(seconds: float) -> str:
-    """Returns a duration as people say it.
-
-    Example:
-        >>> seconds_text(0.4), seconds_text(75), seconds_text(5400)
-        ('less than a second', '75 s', '90 min')
-    """
-    if seconds < 1:
-        return "less than a second"
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"

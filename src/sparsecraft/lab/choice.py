@@ -66,7 +66,8 @@ class Choice:
 
     Args:
         winner: Id of the arm, None where no arm is within the budget.
-        met: Whether the test half confirms that the winner is within the budget.
+        met: Whether there is one, by the validation half.
+        confirmed: Whether the test half says the same of it.
         findings: Arm id to what the validation half says.
         lines: The closing lines.
     """
@@ -75,6 +76,7 @@ class Choice:
     prefer: Prefer
     winner: str | None
     met: bool
+    confirmed: bool
     findings: Mapping[str, Finding]
     lines: tuple[str, ...]
 
@@ -85,6 +87,7 @@ class Choice:
             "prefer": self.prefer,
             "winner": self.winner,
             "met": self.met,
+            "confirmed": self.confirmed,
             "findings": dict(self.findings),
             "lines": list(self.lines),
         }
@@ -160,12 +163,20 @@ def choose(candidates: Sequence[Candidate], max_drop: float, prefer: Prefer = "s
     lines = [_count_line(candidates, within, undecided, max_drop)]
     winner = _best(within, prefer) if within else None
     lines += _undecided_lines(undecided, winner, max_drop, prefer)
+    confirmed = winner is not None and find(winner.test, max_drop) == "within"
     if winner is None:
         lines.append("Nothing is chosen: no arm is within the budget.")
-        return _made(None, False, findings, lines, max_drop, prefer)
-    met = find(winner.test, max_drop) == "within"
-    lines += _winner_lines(winner, max_drop, met)
-    return _made(winner.arm, met, findings, lines, max_drop, prefer)
+    else:
+        lines += _winner_lines(winner, max_drop, confirmed)
+    return Choice(
+        max_drop=max_drop,
+        prefer=prefer,
+        winner=None if winner is None else winner.arm,
+        met=winner is not None,
+        confirmed=confirmed,
+        findings=findings,
+        lines=tuple(lines),
+    )
 
 
 def check_max_drop(max_drop: float) -> float:
@@ -215,24 +226,6 @@ def _best(within: Sequence[Candidate], prefer: Prefer) -> Candidate:
     return min(as_fast, key=tie)
 
 
-def _made(
-    winner: str | None,
-    met: bool,
-    findings: Mapping[str, Finding],
-    lines: Sequence[str],
-    max_drop: float,
-    prefer: Prefer,
-) -> Choice:
-    return Choice(
-        max_drop=max_drop,
-        prefer=prefer,
-        winner=winner,
-        met=met,
-        findings=findings,
-        lines=tuple(lines),
-    )
-
-
 def _count_line(
     candidates: Sequence[Candidate],
     within: Sequence[Candidate],
@@ -272,7 +265,7 @@ def _undecided_line(each: Candidate, max_drop: float) -> str:
     )
 
 
-def _winner_lines(winner: Candidate, max_drop: float, met: bool) -> list[str]:
+def _winner_lines(winner: Candidate, max_drop: float, confirmed: bool) -> list[str]:
     drop = winner.test
     speed = "not timed" if winner.speed is None else f"{winner.speed:.2f}x the speed of dense here"
     lines = [
@@ -281,7 +274,7 @@ def _winner_lines(winner: Candidate, max_drop: float, met: bool) -> list[str]:
     ]
     if winner.speed is not None and winner.speed_low is not None and winner.speed_low <= 1.0:
         lines.append("No speed-up was measured here.")
-    if not met:
+    if not confirmed:
         lines.append(
             f"The test half does not confirm it: the upper end there is {percent(drop.high)}, "
             f"not under {percent(max_drop)}."

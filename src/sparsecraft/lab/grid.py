@@ -121,7 +121,10 @@ def plan(settings: CompareSettings) -> list[Cell]:
                 varies = needs_data(built) or not built.deterministic
                 seeds = range(settings.seeds if varies else 1)
                 cells += [Cell(**{**asdict(first), "seed": seed}) for seed in seeds]
-    return [*cells, Cell(kind="compact"), Cell(kind="compact-int8")]
+    cells += [Cell(kind="compact"), Cell(kind="compact-int8")]
+    if len({(cell.arm, cell.seed) for cell in cells}) < len(cells):
+        raise InvalidValue(f"two of the methods {list(settings.methods)} have one name: rename one")
+    return cells
 
 
 def validate(

@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -249,7 +250,7 @@ def _read_run(folder: Path, *, mask: bool) -> Run:
             examples=examples,
             mask=_read_mask(folder / "mask.safetensors") if mask else None,
         )
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError, zipfile.BadZipFile) as error:
         if isinstance(error, SparsityError):
             raise
         raise StoreError(

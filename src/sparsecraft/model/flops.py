@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from sparsecraft.core.mask import Mask
 
@@ -34,7 +34,7 @@ def count_flops(
         >>> count_flops(nn.Linear(8, 4), torch.zeros(3, 8))  # 2 * 3 * 8 * 4
         192
     """
-    counter = FlopCounterMode(display=False)
+    counter = FlopCounterMode(display=False, custom_mapping=_MISSING)
     was_training = model.training
     model.eval()
     try:
@@ -52,6 +52,14 @@ def count_flops(
     own = _own_flops(model, counter.get_flop_counts())
     saved = sum(own.get(name, 0) * (1 - d) for name, d in _densities(mask).items())
     return round(total - saved)
+
+
+def _attention_on_cpu(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return int(sdpa_flop_count(query, key, value))
+
+
+# The counter of torch knows the attention kernels of accelerators only.
+_MISSING = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_on_cpu}
 
 
 def _own_flops(model: nn.Module, counts: Mapping[str, Mapping[Any, int]]) -> dict[str, int]:

@@ -1,8 +1,9 @@
 """Least squares after removing units: what reads the remaining ones makes up for those that went.
 
 A layer with weight W read all units X; with the kept columns X_k the best weight is
-argmin |X W^T - X_k V^T|^2, so V = W H[:, k] H[k, k]^-1 with H = X^T X. One pass over calibration
-text gives H of every reading layer of the dense model.
+argmin |X W^T - X_k V^T|^2, so V = W H[:, k] H[k, k]^-1 with H = X^T X. The bias counts as a column
+that always reads 1 and is always kept. One pass over calibration text through the dense model gives
+the H of every such layer.
 
 Reference:
     He et al., 2017, arXiv 1707.06168, section 3.1, the reconstruction step.
@@ -10,17 +11,18 @@ Reference:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from sparsecraft.core.errors import MissingStatistic
 from sparsecraft.core.statistics import Hessian
-from sparsecraft.model.blocks import is_conv1d
-from sparsecraft.model.units import Keep, UnitGroup, evaluating, run
+from sparsecraft.model.blocks import is_conv1d, is_linear
+from sparsecraft.model.units import evaluating, run
 
 DAMPING = 0.01
 """Added to the diagonal, as a share of its mean, so that few tokens still give an answer."""
@@ -30,77 +32,86 @@ DAMPING = 0.01
 def refit(
     smaller: nn.Module,
     model: nn.Module,
-    keep: Keep,
-    groups: Sequence[UnitGroup],
+    index_map: Mapping[str, Mapping[int, Tensor]],
     batches: Iterable[Mapping[str, Any]],
 ) -> list[str]:
-    """Refits the weights of the smaller model that read the kept units, in place.
-
-    Only linear layers that read one group are refitted; convolutions and layers that several
-    groups share keep their selected weights.
+    """Refits the linear layers that lost inputs, in place; convolutions keep what they have.
 
     Args:
-        smaller: What `compact(model, keep)` returned.
-        model: The dense model.
-        keep: Group name to bool (size,).
-        groups: From `find_units(model)`.
+        smaller: The model that `compact` returned.
+        model: The one it was given.
+        index_map: What it returned beside it.
         batches: Calibration inputs.
 
     Returns:
-        The names of the parameters that were refitted.
+        The names of the layers that were refitted.
 
     Raises:
         MissingStatistic: If there is no batch.
+
+    Example:
+        >>> from sparsecraft.model.compaction import compact
+        >>> mlp = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> small, index_map = compact(mlp, {"0": torch.tensor([True, False] * 4)})
+        >>> refit(small, mlp, index_map, [{"input": torch.rand(64, 4)}])
+        ['2']
     """
-    kept = _readers(model, keep, groups)
+    kept: dict[str, Tensor] = {}
+    for name, module in model.named_modules():
+        axis = 0 if is_conv1d(module) else 1
+        if is_linear(module) and axis in index_map.get(f"{name}.weight", {}):
+            kept[name] = index_map[f"{name}.weight"][axis]
     sums = _hessians(model, list(kept), batches)
-    old, new = dict(model.named_modules()), dict(smaller.named_modules())
-    for name, index in kept.items():
-        flipped = is_conv1d(old[name])
-        weight = old[name].weight.detach().double()
-        weight = weight.T if flipped else weight
-        solved = _solve(weight, sums[name].double(), index.to(weight.device))
-        target = new[name].weight
-        target.copy_((solved.T if flipped else solved).to(target.dtype))
-    return [f"{name}.weight" for name in kept]
+    for name, columns in kept.items():
+        layer, target = model.get_submodule(name), smaller.get_submodule(name)
+        rows = index_map[f"{name}.weight"].get(1 if is_conv1d(layer) else 0)
+        biased = layer.bias is not None
+        _write(target, _solve(_matrix(layer), sums[name], columns, biased=biased), rows)
+    return list(kept)
 
 
-def _readers(model: nn.Module, keep: Keep, groups: Sequence[UnitGroup]) -> dict[str, Tensor]:
-    """Returns linear layer to the inputs it keeps, for layers that read exactly one group."""
-    found: dict[str, list[Tensor]] = {}
-    for group in groups:
-        for each in group.slices:
-            name = each.parameter.rpartition(".")[0]
-            if each.outgoing and _is_matrix(model.get_submodule(name), each.dim):
-                units = keep[group.name] if group.name in keep else torch.ones(group.size).bool()
-                found.setdefault(name, []).append(each.indices(units.nonzero().flatten()))
-    return {
-        name: parts[0]
-        for name, parts in found.items()
-        if len(parts) == 1 and len(parts[0]) < _inputs(model.get_submodule(name))
-    }
+def _matrix(layer: nn.Module) -> Tensor:
+    """Returns float64 (outputs, inputs), and the bias as one more column where there is one."""
+    weight: Tensor = layer.weight.detach().double()  # type: ignore[operator, union-attr]
+    weight = weight.T if is_conv1d(layer) else weight
+    if layer.bias is None:
+        return weight
+    return torch.cat([weight, layer.bias.detach().double().unsqueeze(1)], 1)  # type: ignore[operator, union-attr]
 
 
-def _is_matrix(module: nn.Module, dim: int) -> bool:
-    return (isinstance(module, nn.Linear) and dim == 1) or (is_conv1d(module) and dim == 0)
+def _solve(matrix: Tensor, hessian: Tensor, columns: Tensor, *, biased: bool) -> Tensor:
+    """Returns the (outputs, kept) matrix nearest in output to the full one."""
+    hessian = hessian.double()
+    chosen = columns.to(hessian.device)
+    if biased:
+        last = torch.tensor([hessian.shape[0] - 1], device=hessian.device)
+        chosen = torch.cat([chosen, last])
+    inner = hessian[chosen][:, chosen]
+    inner = inner + DAMPING * inner.diagonal().mean() * torch.eye(len(chosen)).to(inner)
+    return torch.linalg.solve(inner, hessian[chosen] @ matrix.T).T
 
 
-def _inputs(module: nn.Module) -> int:
-    weight = module.weight
-    return int(weight.shape[0] if is_conv1d(module) else weight.shape[1])  # type: ignore[index]
+def _write(layer: nn.Module, matrix: Tensor, rows: Tensor | None) -> None:
+    if rows is not None:
+        matrix = matrix[rows.to(matrix.device)]
+    if layer.bias is not None:
+        layer.bias.copy_(matrix[:, -1])  # type: ignore[operator, union-attr]
+        matrix = matrix[:, :-1]
+    layer.weight.copy_(matrix.T if is_conv1d(layer) else matrix)  # type: ignore[operator, union-attr]
 
 
 def _hessians(
-    model: nn.Module, names: Sequence[str], batches: Iterable[Mapping[str, Any]]
+    model: nn.Module, names: Iterable[str], batches: Iterable[Mapping[str, Any]]
 ) -> dict[str, Tensor]:
     sums: dict[str, Hessian] = {}
     mask: list[Tensor | None] = [None]
 
     def observe(name: str, module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        x = args[0]
-        rows = x.reshape(-1, x.shape[-1])
+        rows = args[0].reshape(-1, args[0].shape[-1]).float()
         if mask[0] is not None and mask[0].numel() == rows.shape[0]:
             rows = rows[mask[0].reshape(-1).bool().to(rows.device)]
+        if module.bias is not None:
+            rows = F.pad(rows, (0, 1), value=1.0)
         if name not in sums:
             sums[name] = Hessian(rows.shape[-1], rows.device)
         sums[name].observe(rows)
@@ -117,13 +128,6 @@ def _hessians(
     finally:
         for handle in handles:
             handle.remove()
-    if names and not sums:
+    if handles and not sums:
         raise MissingStatistic("refitting needs at least one calibration batch; none was given")
     return {name: each.value for name, each in sums.items()}
-
-
-def _solve(weight: Tensor, hessian: Tensor, kept: Tensor) -> Tensor:
-    """Returns (outputs, kept) weights nearest in output to the full ones."""
-    inner = hessian[kept][:, kept]
-    inner = inner + DAMPING * inner.diagonal().mean() * torch.eye(len(kept)).to(inner)
-    return torch.linalg.solve(inner, hessian[kept] @ weight.T).T

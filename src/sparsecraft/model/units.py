@@ -229,7 +229,7 @@ def run(model: nn.Module, inputs: Any) -> Any:
 
 
 def _trace(model: nn.Module, example_input: Any) -> UnitTracer:
-    inputs = _default_input(model) if example_input is None else example_input
+    inputs = default_input(model) if example_input is None else example_input
     tracer = UnitTracer(dict([*model.named_parameters(), *model.named_buffers()]))
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # one fused operation would hide the heads
@@ -247,7 +247,7 @@ def _trace(model: nn.Module, example_input: Any) -> UnitTracer:
     return tracer
 
 
-def _default_input(model: nn.Module) -> Any:
+def default_input(model: nn.Module) -> Any:
     """Returns two small inputs, from the config of a transformers model or the first layer."""
     config: Any = getattr(model, "config", None)
     if getattr(model, "main_input_name", None) == "pixel_values":

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -72,7 +74,7 @@ def test_what_is_gone_never_returns_where_scores_tie_at_zero(make_context):
     alive.append(torch.cat([p.mask.flatten() for p in pruned.values()]))
     counts = [count(72, 0.25 ** (turn / 4)) for turn in range(5)]
     assert [int(each.sum()) for each in alive] == counts
-    assert all((later <= earlier).all() for earlier, later in zip(alive, alive[1:], strict=False))
+    assert all((later <= earlier).all() for earlier, later in pairwise(alive))
 
 
 def test_deep_products_do_not_overflow(make_context):

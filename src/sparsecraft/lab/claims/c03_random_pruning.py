@@ -5,7 +5,9 @@ the smaller the gap to its dense twin, and that the layer densities (Erdos-Renyi
 most of it. Here a network of three convolutions learns digits at four widths, with a tenth of its
 weights; the masks come from `prune` and are held while it trains.
 
-Every arm has the same tuning: three learning rates, the best on the validation part of the seed.
+Every arm has the same tuning: four learning rates, the best on the validation part of the seed.
+The rates of version 1 ended at 0.3, where the narrow sparse networks were best every time, so that
+the gap there was too wide; version 2 states the same differences and goes on to 3.
 Within a seed all arms share the division of the data and its order, and arms of one width share
 the initial weights. The small dense network has as many weights as the sparse ones keep.
 """
@@ -29,8 +31,9 @@ from sparsecraft.model.pruning import prune
 
 DENSITY = 0.1
 WIDTHS = (4, 8, 16, 32)
-# The first is taken where validation accuracies tie.
-RATES = (0.1, 0.03, 0.3)
+VERSION = 2
+# By version. The first is taken where validation accuracies tie.
+RATES = {1: (0.1, 0.03, 0.3), 2: (0.1, 0.3, 1.0, 3.0)}
 EPOCHS = 20
 # Three standard errors of one accuracy near 0.95 on the 997 test images.
 SMALLEST_EFFECT = 0.02
@@ -67,7 +70,7 @@ STATED = (
     Contrast(
         stated=StatedDifference(
             text="the gap of random ERK pruning to dense is larger at widths 4 and 8 than at 32",
-            unit="gap shrinks by accuracy",
+            unit="gap narrows in accuracy",
             direction="greater",
             smallest_effect=SMALLEST_EFFECT,
         ),
@@ -77,7 +80,7 @@ STATED = (
     Contrast(
         stated=StatedDifference(
             text=f"at width 32 the gap is below {ALLOWED_GAP:g}",
-            unit=f"of {ALLOWED_GAP:g} accuracy allowed unused",
+            unit="allowed gap left",
             direction="greater",
         ),
         metric="accuracy",
@@ -87,7 +90,7 @@ STATED = (
     Contrast(
         stated=StatedDifference(
             text="ERK densities beat uniform ones, over the four widths",
-            unit="erk over uniform accuracy",
+            unit="ERK over uniform in accuracy",
             direction="greater",
             smallest_effect=SMALLEST_EFFECT,
         ),
@@ -109,7 +112,7 @@ def run(budget: Budget, seeds: Sequence[int], cells: Cells) -> list[Row]:
 def _grid(budget: Budget, seed: int) -> Iterator[Cell]:
     if budget == "smoke":
         for scheme in ("dense", "erk", "uniform", "small dense"):
-            yield _cell(scheme, 4, seed, epochs=2, rates=RATES[:1])
+            yield _cell(scheme, 4, seed, epochs=2, rates=RATES[VERSION][:1])
         return
     for width in WIDTHS if budget == "small" else FULL_WIDTHS:
         for scheme in ("dense", "erk", "uniform", "small dense"):
@@ -142,7 +145,7 @@ def _cell(
     density: float = DENSITY,
     blocks: int = 1,
     epochs: int = EPOCHS,
-    rates: Sequence[float] = RATES,
+    rates: Sequence[float] = RATES[VERSION],
 ) -> Cell:
     settings = {
         "scheme": scheme,
@@ -171,7 +174,7 @@ def _train(cell: Cell, data: digits.Digits, rate: float) -> dict[str, float]:
         "accuracy": digits.accuracy(model, data.test),
         "validation accuracy": digits.accuracy(model, data.validation),
         "learning rate": rate,
-        "weights": digits.prunable(model) if mask is None else mask.kept,
+        "thousand weights": (digits.prunable(model) if mask is None else mask.kept) / 1000,
     }
 
 
@@ -208,7 +211,7 @@ CLAIM = Claim(
         number=3,
         title="The Unreasonable Effectiveness of Random Pruning",
     ),
-    version=1,
+    version=VERSION,
     stated=STATED,
     scale="0.06M parameters, digits",
     full_scale=FullScale(
@@ -247,7 +250,7 @@ CLAIM = Claim(
     run=run,
     curve="accuracy",
     tuning=(
-        f"learning rate from {sorted(RATES)} for every arm, width and seed, "
+        f"learning rate from {list(RATES[VERSION])} for every arm, width and seed, "
         "by accuracy on 300 validation images"
     ),
 )

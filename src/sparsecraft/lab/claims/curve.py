@@ -16,6 +16,8 @@ from sparsecraft.lab.report.svg import element, line, points, text
 
 WIDTH, HEIGHT = 640, 400
 LEFT, RIGHT, TOP, BOTTOM = 60, 190, 20, 50
+MOST_TICKS = 10
+DASHES = (None, "6 3", "2 3")
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 
@@ -48,20 +50,19 @@ def draw(rows: Sequence[Row], metric: str) -> str | None:
     values = [p.mean + side * p.spread for p in every for side in (-1, 1)]
     x = fitted([point.x for point in every])
     y = fitted([*values, *levels.values()], log=False)
-    parts = [_frame(x, y, axis, metric)]
+    marked = sorted({point.x for point in every})
+    parts = [_frame(x, y, marked if len(marked) <= MOST_TICKS else x.ticks(), axis, metric)]
     for index, (name, curve) in enumerate(curves.items()):
-        parts.append(_curve(curve, x, y, COLOURS[index % len(COLOURS)]))
-        parts.append(_key(name, index, COLOURS[index % len(COLOURS)]))
+        parts += [_curve(curve, x, y, _pen(index)), _key(name, index)]
     for index, (name, level) in enumerate(levels.items(), start=len(curves)):
-        colour = COLOURS[index % len(COLOURS)]
         at = _down(y, level)
-        parts.append(line(LEFT, at, WIDTH - RIGHT, at, stroke=colour, stroke_dasharray="5 4"))
-        parts.append(_key(name, index, colour))
+        parts += [line(LEFT, at, WIDTH - RIGHT, at, **_pen(index)), _key(name, index)]
+    height = max(HEIGHT, TOP + 18 * (len(curves) + len(levels)) + 10)
     return element(
         "svg",
         *parts,
         xmlns="http://www.w3.org/2000/svg",
-        viewBox=f"0 0 {WIDTH} {HEIGHT}",
+        viewBox=f"0 0 {WIDTH} {height}",
         font_family="sans-serif",
         font_size=12,
     )
@@ -87,6 +88,12 @@ def _series(
     return axis, curves, levels
 
 
+def _pen(index: int) -> dict[str, object]:
+    """Returns the stroke of a series: a colour, and a dash once the colours are used up."""
+    round_, colour = divmod(index, len(COLOURS))
+    return {"stroke": COLOURS[colour], "stroke_dasharray": DASHES[round_ % len(DASHES)]}
+
+
 def _across(x: Scale, value: float) -> float:
     return LEFT + (WIDTH - LEFT - RIGHT) * x.position(value)
 
@@ -95,14 +102,14 @@ def _down(y: Scale, value: float) -> float:
     return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * y.position(value)
 
 
-def _frame(x: Scale, y: Scale, axis: str, metric: str) -> str:
+def _frame(x: Scale, y: Scale, marked: Sequence[float], axis: str, metric: str) -> str:
     bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
-    parts = [element("rect", width=WIDTH, height=HEIGHT, fill="white")]
+    parts = [element("rect", width="100%", height="100%", fill="white")]
     for tick in y.ticks():
         at = _down(y, tick)
         parts.append(line(LEFT, at, right, at, stroke="#dddddd"))
         parts.append(text(f"{tick:g}", LEFT - 6, at + 4, text_anchor="end"))
-    for tick in x.ticks():
+    for tick in marked:
         at = _across(x, tick)
         parts.append(line(at, bottom, at, bottom + 4, stroke="#444444"))
         parts.append(text(f"{tick:g}", at, bottom + 18, text_anchor="middle"))
@@ -112,17 +119,17 @@ def _frame(x: Scale, y: Scale, axis: str, metric: str) -> str:
     return element("g", *parts, fill="#444444")
 
 
-def _curve(curve: Sequence[Point], x: Scale, y: Scale, colour: str) -> str:
+def _curve(curve: Sequence[Point], x: Scale, y: Scale, pen: dict[str, object]) -> str:
     corners = [(_across(x, point.x), _down(y, point.mean)) for point in curve]
-    parts = [element("polyline", points=points(corners), fill="none", stroke_width=2)]
+    parts = [element("polyline", points=points(corners), fill="none", stroke_width=2, **pen)]
     for point, (across, down) in zip(curve, corners, strict=True):
-        parts.append(element("circle", cx=across, cy=down, r=3, fill=colour))
+        parts.append(element("circle", cx=across, cy=down, r=3, fill=pen["stroke"]))
         ends = [_down(y, point.mean + side * point.spread) for side in (-1, 1)]
-        parts.append(line(across, ends[0], across, ends[1]))
-    return element("g", *parts, stroke=colour)
+        parts.append(line(across, ends[0], across, ends[1], stroke=pen["stroke"]))
+    return element("g", *parts)
 
 
-def _key(name: str, index: int, colour: str) -> str:
+def _key(name: str, index: int) -> str:
     left, down = WIDTH - RIGHT + 14, TOP + 12 + 18 * index
-    mark = line(left, down - 4, left + 16, down - 4, stroke=colour, stroke_width=2)
+    mark = line(left, down - 4, left + 16, down - 4, stroke_width=2, **_pen(index))
     return element("g", mark, text(name, left + 22, down))

@@ -6,8 +6,9 @@ whole to training, validation or test, so that neighbours in a file are mostly o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import torch
 import torch.nn.functional as F
@@ -16,9 +17,8 @@ from torch import Tensor, nn
 from sparsecraft.core.errors import InvalidValue
 from sparsecraft.core.mask import Mask
 from sparsecraft.core.seeds import generator
-from sparsecraft.lab.tasks.language import cut, encode, without
+from sparsecraft.lab.tasks.language import CausalTask, cut, encode, without
 from sparsecraft.lab.tasks.stdlib_docs import module_name, read_source, source_files
-from sparsecraft.lab.tasks.trained_language import TrainedCausalTask
 from sparsecraft.model.frozen import hold_mask
 
 PACKAGES = (
@@ -27,7 +27,7 @@ PACKAGES = (
 TOKENS = 32
 RUN = 20
 # Runs of each package in training, validation and test.
-TRAINING, VALIDATION, TEST = 40, 8, 16
+RUNS = (40, 4, 16)
 
 
 @dataclass(frozen=True)
@@ -82,22 +82,26 @@ class Classifier(nn.Module):
         return self.head(self.body(input_ids=input_ids).last_hidden_state.mean(1))
 
 
-def classifier(task: TrainedCausalTask, seed: int) -> Classifier:
+def classifier(task: CausalTask, seed: int) -> Classifier:
     """Returns the task's pre-trained body with a new head."""
     return Classifier(task.load_model().base_model, seed)  # type: ignore[arg-type]
 
 
-def load_packages(task: TrainedCausalTask) -> Packages:
+def load_packages(task: CausalTask, runs: Sequence[int] = RUNS) -> Packages:
     """Returns the windows, in the task's tokens.
+
+    Args:
+        task: Whose tokenizer is used.
+        runs: How many runs of each package go to training, validation and test.
 
     Raises:
         InvalidValue: If a package is missing or too small in this Python.
     """
-    drawn = [_runs(task, name) for name in PACKAGES]
-    ends = (0, TRAINING, TRAINING + VALIDATION, TRAINING + VALIDATION + TEST)
+    drawn = [_runs(task, name, sum(runs)) for name in PACKAGES]
+    ends = list(accumulate(runs, initial=0))
     parts = []
     for start, end in pairwise(ends):
-        windows = [runs[start:end].flatten(0, 1) for runs in drawn]
+        windows = [each[start:end].flatten(0, 1) for each in drawn]
         labels = torch.arange(len(PACKAGES)).repeat_interleave((end - start) * RUN)
         parts.append(Part(torch.cat(windows), labels))
     return Packages(*parts)
@@ -142,17 +146,16 @@ def accuracy(model: Classifier, data: Part) -> float:
     return sum(int((model(x).argmax(1) == y).sum()) for x, y in parts) / len(data.labels)
 
 
-def _runs(task: TrainedCausalTask, package: str) -> Tensor:
-    """Returns (runs, windows in a run, tokens) of a package, in one fixed order."""
+def _runs(task: CausalTask, package: str, needed: int) -> Tensor:
+    """Returns (needed, windows in a run, tokens) of a package, in one fixed order."""
     texts = [
         read_source(path) for path in source_files() if module_name(path).split(".")[0] == package
     ]
     windows = without(cut(encode(task.tokenizer, texts, None), TOKENS))
-    needed = TRAINING + VALIDATION + TEST
-    if len(windows) < needed * RUN:
-        raise InvalidValue(
-            f"package {package!r} of this Python gives {len(windows)} windows of {TOKENS} tokens, "
-            f"but {needed * RUN} are needed; use a complete Python of version 3.11 or later"
-        )
     runs = windows[: len(windows) // RUN * RUN].view(-1, RUN, TOKENS)
+    if len(runs) < needed:
+        raise InvalidValue(
+            f"package {package!r} of this Python gives {len(runs)} runs of {RUN} windows, but "
+            f"{needed} are needed; use a complete Python of version 3.11 or later"
+        )
     return runs[torch.randperm(len(runs), generator=generator(0, "packages", package))[:needed]]

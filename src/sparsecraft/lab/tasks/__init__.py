@@ -10,5 +10,6 @@ from __future__ import annotations
 
 from sparsecraft.lab.tasks.base import Scores, Split, Task
 from sparsecraft.lab.tasks.registry import TASKS, load_task, task_names
+from sparsecraft.lab.tasks.text import text_task
 
-__all__ = ["TASKS", "Scores", "Split", "Task", "load_task", "task_names"]
+__all__ = ["TASKS", "Scores", "Split", "Task", "load_task", "task_names", "text_task"]

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -66,7 +67,7 @@ class Task(ABC):
     def load_model(self) -> nn.Module:
         """Returns a fresh dense model: float32, in evaluation mode, on the CPU."""
 
-    def save_extras(self, directory: Path) -> None:
+    def save_extras(self, directory: Path) -> None:  # noqa: B027 - most tasks have none
         """Writes what a model directory needs beside weights and config, such as a tokenizer."""
 
     @abstractmethod
@@ -98,9 +99,7 @@ class Task(ABC):
         """Returns a realistic input of this many examples, for measuring latency."""
 
     @abstractmethod
-    def evaluate(
-        self, model: nn.Module, split: Split, progress: Progress | None = None
-    ) -> Scores:
+    def evaluate(self, model: nn.Module, split: Split, progress: Progress | None = None) -> Scores:
         """Returns the model's scores on one split; the model is left as it was."""
 
     def evaluate_both(
@@ -174,6 +173,9 @@ def inputs_of(batch: Mapping[str, Tensor]) -> Batch:
 
 
 def to_device(batch: Mapping[str, Tensor], model: nn.Module) -> Batch:
-    """Returns the batch on the device of the model's first parameter."""
-    device = next(model.parameters()).device
-    return {name: tensor.to(device) for name, tensor in batch.items()}
+    """Returns the batch on the model's device, real numbers in the model's own precision."""
+    first = next(chain(model.parameters(), model.buffers()))
+    return {
+        name: tensor.to(first.device, first.dtype if tensor.is_floating_point() else None)
+        for name, tensor in batch.items()
+    }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from sparsecraft.core.errors import InvalidValue
 from sparsecraft.lab.tasks import pretrained
 from sparsecraft.lab.tasks.base import Split
 from sparsecraft.lab.tasks.embedding import Queries, RetrievalCorpus, RetrievalTask
+from sparsecraft.lab.tasks.passages import apart
 from sparsecraft.lab.tasks.stdlib_docs import (
     Docstring,
     comments,
@@ -29,8 +30,6 @@ QUERY_WORDS = 4
 QUERY_CHARACTERS = 300
 DOCUMENT_CHARACTERS = 60
 TRAINING_CHARACTERS = 40
-SHINGLE = 8
-"""Two texts that share this many words in a row count as overlapping."""
 
 
 class DocsRetrieval(RetrievalTask):
@@ -107,19 +106,11 @@ def docs_corpus(documents: int) -> RetrievalCorpus:
         mine = [pair for package in packages for pair in pairs[package]]
         first = len(index)
         index += [document for _, document in mine]
-        queries[split] = Queries(
-            tuple(query for query, _ in mine), tuple(range(first, len(index)))
-        )
+        queries[split] = Queries(tuple(query for query, _ in mine), tuple(range(first, len(index))))
     taken = frozenset(package for packages in chosen.values() for package in packages)
     held_out = [*index, *(text for part in queries.values() for text in part.texts)]
-    training = tuple(_training_texts(taken, held_out))
+    training = tuple(apart(_other_texts(taken), held_out, TRAINING_CHARACTERS))
     return RetrievalCorpus(tuple(index), queries, training)
-
-
-def shingles(text: str, words: int = SHINGLE) -> set[tuple[str, ...]]:
-    """Returns every run of this many words of the text, in lower case."""
-    tokens = text.lower().split()
-    return {tuple(tokens[i : i + words]) for i in range(len(tokens) - words + 1)}
 
 
 @lru_cache(maxsize=1)
@@ -157,19 +148,6 @@ def _assign(
             chosen[split].append(package)
             left[split] -= len(pairs[package])
     return chosen
-
-
-def _training_texts(taken: frozenset[str], held_out: Iterable[str]) -> Iterator[str]:
-    """Yields text of the other packages that shares no passage with the held-out text."""
-    forbidden: set[tuple[str, ...]] = set()
-    for text in held_out:
-        forbidden |= shingles(text)
-    seen = set(held_out)
-    for text in _other_texts(taken):
-        if len(text) >= TRAINING_CHARACTERS and text not in seen:
-            seen.add(text)
-            if forbidden.isdisjoint(shingles(text)):
-                yield text
 
 
 def _other_texts(taken: frozenset[str]) -> Iterator[str]:

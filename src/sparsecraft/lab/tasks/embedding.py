@@ -184,9 +184,7 @@ class RetrievalTask(Task):
         ids = self._document_ids
         return self._pad([ids[i % len(ids)] for i in range(batch_size)])
 
-    def evaluate(
-        self, model: nn.Module, split: Split, progress: Progress | None = None
-    ) -> Scores:
+    def evaluate(self, model: nn.Module, split: Split, progress: Progress | None = None) -> Scores:
         """Returns nDCG@10 by query; encodes the documents and the queries of this split."""
         check_split(split)
         return self._evaluate(model, (split,), progress)[split]

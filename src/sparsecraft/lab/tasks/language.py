@@ -79,9 +79,7 @@ class CausalTask(Task):
         windows = self.windows["training"]
         return {"input_ids": windows[torch.arange(batch_size) % len(windows)]}
 
-    def evaluate(
-        self, model: nn.Module, split: Split, progress: Progress | None = None
-    ) -> Scores:
+    def evaluate(self, model: nn.Module, split: Split, progress: Progress | None = None) -> Scores:
         """Returns the mean negative log-likelihood by window; the metric is their exp(mean)."""
         check_split(split)
         windows = self.windows[split]

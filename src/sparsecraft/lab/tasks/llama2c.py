@@ -60,9 +60,7 @@ class Header:
         if len(data) < HEADER.size:
             raise CheckpointError(f"{path} has {len(data)} bytes: too short for a llama2.c model.")
         dim, hidden, layers, heads, kv_heads, vocabulary, context = HEADER.unpack_from(data)
-        header = cls(
-            dim, hidden, layers, heads, kv_heads, abs(vocabulary), context, vocabulary > 0
-        )
+        header = cls(dim, hidden, layers, heads, kv_heads, abs(vocabulary), context, vocabulary > 0)
         positive = min(dim, hidden, layers, heads, kv_heads, abs(vocabulary), context) > 0
         if not positive or dim % heads or heads % kv_heads or (dim // heads) % 2:
             raise CheckpointError(f"{path} is not a llama2.c model file: its header says {header}.")
@@ -241,9 +239,7 @@ def read_tokenizer(path: Path, vocabulary: int) -> Any:
     texts[UNKNOWN], texts[BOS], texts[EOS] = "<unk>", "<s>", "</s>"
     ids = {text: index for index, text in enumerate(texts)}
     tokenizer = Tokenizer(
-        models.BPE(
-            vocab=ids, merges=_merges(texts, pieces), unk_token="<unk>", byte_fallback=True
-        )
+        models.BPE(vocab=ids, merges=_merges(texts, pieces), unk_token="<unk>", byte_fallback=True)
     )
     tokenizer.normalizer = normalizers.Prepend(" ")
     tokenizer.decoder = decoders.Sequence(

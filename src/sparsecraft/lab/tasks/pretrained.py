@@ -80,6 +80,14 @@ def model_kind(directory: Path) -> ModelKind:
     return "causal-lm" if causal else "embedding"
 
 
+def longest_input(directory: Path) -> int:
+    """Returns the most tokens that the directory's config allows, or a million if it sets none."""
+    settings = json.loads((directory / "config.json").read_text())
+    settings = settings.get("text_config", settings)
+    limits = (settings.get(key) for key in ("max_position_embeddings", "n_positions"))
+    return min((limit for limit in limits if limit), default=1_000_000)
+
+
 def pooling_of(directory: Path) -> Literal["mean", "cls"]:
     """Returns how token vectors become one embedding: what the directory says, else the mean."""
     path = directory / "1_Pooling" / "config.json"

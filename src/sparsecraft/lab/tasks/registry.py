@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from sparsecraft.core.errors import InvalidValue, UnknownName
 from sparsecraft.lab.tasks.base import Task
 
 TASKS: dict[str, str] = {
+    "causal-text": "text:CausalText",
+    "cifar10-resnet": "image_files:Cifar10ResNet",
+    "digits-mlp": "digits:DigitsMLP",
+    "digits-vit": "digits:DigitsViT",
     "docs-retrieval": "docs_retrieval:DocsRetrieval",
+    "embedding-text": "text:EmbeddingText",
+    "fashion-mnist-mlp": "image_files:FashionMLP",
+    "fashion-mnist-resnet": "image_files:FashionResNet",
+    "patches-resnet": "patches:PatchesResNet",
     "stdlib-lm": "stdlib_lm:StdlibLanguageModel",
     "stories260k": "stories:Stories260k",
+    "wikitext2-lm": "wikitext:wikitext2",
 }
-"""Name to "module:class" inside this package."""
+"""Name to "module:class" (or function) inside this package."""
 
 
 def task_names() -> list[str]:

@@ -13,8 +13,22 @@ from functools import lru_cache
 from pathlib import Path
 
 SKIPPED = frozenset(
-    "site-packages dist-packages test tests idlelib idle_test lib2to3 turtledemo ensurepip "
-    "encodings pydoc_data lib-dynload __pycache__ __phello__".split()
+    [
+        "site-packages",
+        "dist-packages",
+        "test",
+        "tests",
+        "idlelib",
+        "idle_test",
+        "lib2to3",
+        "turtledemo",
+        "ensurepip",
+        "encodings",
+        "pydoc_data",
+        "lib-dynload",
+        "__pycache__",
+        "__phello__",
+    ]
 )
 
 
@@ -90,10 +104,10 @@ def module_name(path: Path) -> str:
 
 
 def first_sentence(text: str) -> tuple[str, str]:
-    """Returns the first sentence of a docstring and the rest, both on one line.
+    r"""Returns the first sentence of a docstring and the rest, both on one line.
 
     Example:
-        >>> first_sentence("Open a file. Raises OSError.\\n\\nThe mode is 'r'.")
+        >>> first_sentence("Open a file. Raises OSError.\n\nThe mode is 'r'.")
         ('Open a file.', "Raises OSError. The mode is 'r'.")
     """
     paragraph, _, rest = text.partition("\n\n")

@@ -70,9 +70,7 @@ class Stories260k(CausalTask):
         """The converted Hugging Face folder."""
 
         def build(folder: Path) -> None:
-            convert_stories260k(
-                self._source / MODEL_FILE, self._source / TOKENIZER_FILE, folder
-            )
+            convert_stories260k(self._source / MODEL_FILE, self._source / TOKENIZER_FILE, folder)
 
         return cache.cached(f"stories260k-{self._weights}", build)
 

@@ -77,14 +77,14 @@ def fit(
     for step in range(settings.steps):
         value = loss(model, next(batches))
         if not torch.isfinite(value):
-            raise NonFinite(f"{name}: the training loss is {float(value)} at step {step}.")
+            raise NonFinite(f"{name}: the training loss is {value.item()} at step {step}.")
         optimizer.zero_grad()
         value.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         if step % 100 == 0:
-            log.info("%s: step %d of %d, loss %.3f", name, step, settings.steps, float(value))
+            log.info("%s: step %d of %d, loss %.3f", name, step, settings.steps, value.item())
     return model.eval()
 
 
