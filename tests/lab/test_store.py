@@ -1,5 +1,4 @@
 import json
-import os
 import subprocess
 import sys
 import textwrap
@@ -188,59 +187,66 @@ def test_a_second_process_is_refused_and_a_dead_ones_lock_is_free(tmp_path):
         assert store.runs() == []
 
 
-# Ends its process, as a kill would, just before the n-th change to the file system.
+# Forks a process for each n, which ends, as a kill would, just before its n-th change to the file
+# system; prints the n at which a process came through.
 KILL = """
 import os, sys
 from pathlib import Path
 import tests.lab.test_store as here
 from sparsecraft.lab.store import open_or_create
 
-root, count = Path(sys.argv[1]), int(sys.argv[2])
-seen = 0
+def work(root, count):
+    seen = 0
 
-def audit(event, args):
-    global seen
-    changes = event in ("os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate")
-    writes = event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR)
-    if (changes or writes) and str(root) in str(args[0]):
-        seen += 1
-        if seen == count:
-            os._exit(9)
+    def audit(event, args):
+        nonlocal seen
+        changes = event in ("os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate")
+        opens = event == "open" and isinstance(args[2], int)
+        writes = opens and args[2] & (os.O_WRONLY | os.O_RDWR)
+        if (changes or writes) and str(root) in str(args[0]):
+            seen += 1
+            if seen == count:
+                os._exit(9)
 
-sys.addaudithook(audit)
-with open_or_create(root, here.COMPARISON) as store:
-    for seed in (1, 2):
-        if not store.has(here.CONFIG | {"seed": seed}):
-            store.write(here.a_run(seed))
-    store.write_part("facts", {"seen": True})
+    sys.addaudithook(audit)
+    here.fill(root)
+    os._exit(0)
+
+count, status = 0, 9
+while status == 9:
+    count += 1
+    child = os.fork()
+    if child == 0:
+        work(Path(sys.argv[1]) / str(count), count)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+print(count, status)
 """
 
 
-def killed(root: Path, count: int) -> int:
-    code = subprocess.run([sys.executable, "-c", KILL, str(root), str(count)], check=False)
-    return code.returncode
+def fill(root: Path) -> None:
+    with open_or_create(root, COMPARISON) as store:
+        for seed in (1, 2):
+            if not store.has(CONFIG | {"seed": seed}):
+                store.write(a_run(seed))
+        store.write_part("facts", {"seen": True})
 
 
 def test_killed_at_any_write_the_store_is_whole_and_resumes(tmp_path):
-    assert killed(tmp_path / "whole", 10**6) == 0
-    wanted = files_of(tmp_path / "whole")
-    count, ended = 0, 9
-    while ended == 9:
-        count += 1
+    command = [sys.executable, "-c", KILL, str(tmp_path)]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    last, status = map(int, output.split())
+    assert status == 0
+    assert last > 30
+    wanted = files_of(tmp_path / str(last))
+    complete = RunStore(tmp_path / str(last))
+    for count in range(1, last):
         root = tmp_path / str(count)
-        ended = killed(root, count)
         with open_or_create(root, COMPARISON) as store:
             for run in store.runs():
-                assert files_of(store.path(run.config)) == files_of(
-                    RunStore(tmp_path / "whole").path(run.config)
-                )
-            assert not [p for p in root.rglob(".*") if p.name != ".lock"]
-            for seed in (1, 2):
-                if not store.has(CONFIG | {"seed": seed}):
-                    store.write(a_run(seed))
-            store.write_part("facts", {"seen": True})
+                assert files_of(store.path(run.config)) == files_of(complete.path(run.config))
+            assert not [path for path in root.rglob(".*") if path.name != ".lock"]
+        fill(root)
         assert files_of(root) == wanted
-    assert count > 15
 
 
 def test_differences_name_what_was_not_set():
@@ -249,6 +255,7 @@ def test_differences_name_what_was_not_set():
 
 
 def test_numbers_that_json_has_no_word_for_are_refused(tmp_path):
-    with open_or_create(tmp_path / "s", COMPARISON) as store, pytest.raises(ValueError, match="nan"):
-        store.write_part("facts", {"x": float("nan")})
-    assert not os.listdir(tmp_path / "s") == []
+    with open_or_create(tmp_path, COMPARISON) as store:
+        with pytest.raises(ValueError, match="nan"):
+            store.write_part("facts", {"x": float("nan")})
+        assert store.read_part("facts") is None

@@ -13,7 +13,7 @@ from torch import nn
 
 from sparsecraft.core.errors import InvalidValue
 from sparsecraft.model.compaction import compact
-from sparsecraft.model.unit_tracing import tensors_in
+from sparsecraft.model.unit_symbols import tensors_in
 from sparsecraft.model.units import apply_units, find_units, run
 
 # Family to: number of groups, and whether its config can say that half of all is gone. Mixtral's

@@ -1,7 +1,5 @@
 """Atomic writes: a kill or a full disk leaves the old file whole."""
 
-import os
-import resource
 import signal
 import subprocess
 import sys

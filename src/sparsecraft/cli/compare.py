@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from sparsecraft.cli.parser import Parser
 from sparsecraft.cli.settings_arguments import add_settings, build
-from sparsecraft.cli.terminal import console
+from sparsecraft.cli.terminal import console, say
 from sparsecraft.lab.settings import CompareSettings
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
     from sparsecraft.lab import compare as lab
 
     if arguments.report is not None:
-        console().print(f"report: {lab.redraw(arguments.report)}")
+        say(f"report: {lab.redraw(arguments.report)}")
         return 0
     settings = build(CompareSettings, arguments)
     if arguments.dry_run:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparsecraft.cli.parser import Parser
-from sparsecraft.cli.terminal import console
+from sparsecraft.cli.terminal import console, say
 
 if TYPE_CHECKING:
     from sparsecraft.core.catalog import MethodInfo
@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
         from sparsecraft.cli.method_pages import write
 
         written = write(catalog.select(**wanted), arguments.markdown)
-        console().print(f"{len(written)} pages in {arguments.markdown}")
+        say(f"{len(written)} pages in {arguments.markdown}")
     elif arguments.name:
         from rich.markdown import Markdown
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparsecraft.cli.parser import Parser, assignment, flattened, fraction, patterns, positive
-from sparsecraft.cli.terminal import console, progress
+from sparsecraft.cli.terminal import console, progress, say
 from sparsecraft.core.errors import InvalidValue
 
 if TYPE_CHECKING:
@@ -256,7 +256,7 @@ def _show_plan(model: nn.Module, method: WeightMethod, targets: Targets) -> None
 
     console().print(plan(targets, method))
     total = sum(row.numel for row in targets.rows)
-    console().print(
+    say(
         f"{len(targets.rows)} parameters with {total} entries in all; the model has "
         f"{sum(p.numel() for p in model.parameters())}. {targets.numel} are targeted, "
         f"sparsity {1 - method.density:.4f} of them."
@@ -276,7 +276,7 @@ def _show_estimate(
     tokens = count_tokens(batches)
     needed = estimate(model, targets, method, tokens)
     data = f" calibration on {tokens} tokens about {duration(needed.seconds)}," if tokens else ""
-    console().print(
+    say(
         f"{method.info.name} on {len(targets)} matrices of {targets.numel} weights:{data} at most "
         f"{size(needed.bytes)} of memory beside the model"
     )
@@ -290,13 +290,13 @@ def _show_report(report: PruneReport, model: nn.Module, arguments: argparse.Name
     out.print(skipped(report.targets))
     total = sum(p.numel() for p in model.parameters())
     zeros = report.mask.numel - report.mask.kept
-    out.print(
+    say(
         f"sparsity of the targeted weights: asked {report.asked:.4f}, achieved "
         f"{report.sparsity:.4f}; of all {total} parameters: {zeros / total:.4f}"
     )
     for note in report.notes:
-        out.print(f"note: {note}")
-    out.print(
+        say(f"note: {note}")
+    say(
         f"written to {arguments.out}. Zeros alone make it neither smaller on disk nor faster: "
         "`sparsecraft compare` measures what they bring on this machine."
     )

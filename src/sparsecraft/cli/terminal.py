@@ -20,6 +20,11 @@ def console() -> Console:
     return found if found.is_terminal else Console(markup=False, highlight=False, width=160)
 
 
+def say(text: str) -> None:
+    """Prints a line as it is; a path is never broken in two."""
+    console().print(text, soft_wrap=True)
+
+
 @contextmanager
 def progress(title: str) -> Iterator[Progress]:
     """Gives a function (stage, done, total) that moves a bar on standard error."""

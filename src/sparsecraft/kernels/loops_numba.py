@@ -59,6 +59,9 @@ def count_below(raw, clear, lowest, shift, prefix, counts):
 def collect(raw, clear, lowest, infinity, low, high, counts, inside, size):
     """Counts the keys around a bracket and collects those strictly inside.
 
+    A strip is read once: its five counts share one integer, six bits each, which holds the 32 of
+    a strip. One sum over the vector lanes then tells them all.
+
     Args:
         raw: Bits of the scores.
         clear: Bits that count.
@@ -66,8 +69,7 @@ def collect(raw, clear, lowest, infinity, low, high, counts, inside, size):
         infinity: Key of infinity.
         low: Lower end of the bracket.
         high: Upper end of the bracket.
-        counts: (5,), added to: keys above, at the upper end, inside, at the lower end; and blocks
-            with NaN.
+        counts: (5,), added to: keys above, at the upper end, inside, at the lower end, and NaN.
         inside: Room for the keys inside.
         size: How many keys it holds already.
 
@@ -75,38 +77,32 @@ def collect(raw, clear, lowest, infinity, low, high, counts, inside, size):
         How many keys `inside` holds now, or -1 where it has no room.
     """
     kind = raw.dtype.type
-    for start in range(0, raw.size, BLOCK):
-        block = raw[start : start + BLOCK]
-        at_low = np.int32(0)
-        above_low = np.int32(0)
-        at_high = np.int32(0)
-        above_high = np.int32(0)
-        farthest = kind(0)
-        for i in range(block.size):
-            key = ordered(kind, block[i], clear, lowest)
-            at_low = np.int32(at_low + np.int32(key == low))
-            above_low = np.int32(above_low + np.int32(key > low))
-            at_high = np.int32(at_high + np.int32(key == high))
-            above_high = np.int32(above_high + np.int32(key > high))
-            farthest = max(farthest, abs(key))
-        counts[0] += above_high
+    zero, one = np.int32(0), np.int32(1)
+    for start in range(0, raw.size, STRIP):
+        strip = raw[start : start + STRIP]
+        packed = zero
+        for i in range(strip.size):
+            key = ordered(kind, strip[i], clear, lowest)
+            packed = np.int32(packed + (one if key > high else zero))
+            packed = np.int32(packed + (np.int32(1 << 6) if key == high else zero))
+            packed = np.int32(packed + (np.int32(1 << 12) if key > low else zero))
+            packed = np.int32(packed + (np.int32(1 << 18) if key == low else zero))
+            packed = np.int32(packed + (np.int32(1 << 24) if abs(key) > infinity else zero))
+        above = packed & 63
+        at_high = (packed >> 6) & 63
+        within = ((packed >> 12) & 63) - above - at_high
+        counts[0] += above
         counts[1] += at_high
-        counts[2] += above_low - at_high - above_high
-        counts[3] += at_low
-        counts[4] += farthest > infinity
-        if counts[2] + STRIP > inside.size:
-            return -1
-        for first in range(0, block.size, STRIP):
-            strip = block[first : first + STRIP]
-            found = np.int32(0)
+        counts[2] += within
+        counts[3] += (packed >> 18) & 63
+        counts[4] += packed >> 24
+        if within > 0:
+            if size + STRIP > inside.size:
+                return -1
             for i in range(strip.size):
                 key = ordered(kind, strip[i], clear, lowest)
-                found = np.int32(found | np.int32((key > low) & (key < high)))
-            if found:
-                for i in range(strip.size):
-                    key = ordered(kind, strip[i], clear, lowest)
-                    inside[size] = key
-                    size += np.intp((key > low) & (key < high))
+                inside[size] = key
+                size += np.intp((key > low) & (key < high))
     return size
 
 

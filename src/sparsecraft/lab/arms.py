@@ -200,7 +200,6 @@ class Workbench:
             self.dense,
             self.task,
             seconds=settings.distill_seconds,
-            batch_size=32,
             seed=cell.seed,
         )
         outcome = distil(

@@ -79,8 +79,7 @@ def assemble(store: RunStore) -> dict[str, Any]:
         "command": facts["command"],
         "created": facts["created"],
         "directory": store.directory.name,
-        "task": facts["task"]
-        | {"examples": {split: len(dense.values(split)) for split in SPLITS}},
+        "task": facts["task"] | {"examples": {split: len(dense.values(split)) for split in SPLITS}},
         "model": facts["model"],
         "targets": facts["targets"],
         **environment,

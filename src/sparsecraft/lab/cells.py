@@ -35,9 +35,7 @@ class Given:
     task: Task | None = field(default=None, compare=False)
 
 
-def run_cell(
-    bench: Workbench, store: RunStore, cell: Cell, progress: Step | None = None
-) -> None:
+def run_cell(bench: Workbench, store: RunStore, cell: Cell, progress: Step | None = None) -> None:
     """Makes, evaluates and stores one cell; a model that breaks is stored as failed, with why.
 
     Args:
@@ -114,8 +112,7 @@ def _bench(settings: CompareSettings, given: Given) -> Workbench:
 def _found(scores: dict[Any, Scores]) -> dict[str, Any]:
     """Returns the numbers of both halves; one that is not finite becomes None."""
     metrics: dict[str, Any] = {
-        split: each.metric if math.isfinite(each.metric) else None
-        for split, each in scores.items()
+        split: each.metric if math.isfinite(each.metric) else None for split, each in scores.items()
     }
     extra = {name: float(value) for name, value in scores["test"].extra.items()}
     return {**metrics, "extra": {k: v for k, v in extra.items() if math.isfinite(v)}}

@@ -108,7 +108,8 @@ def relative_drop(
         InvalidValue: If the arrays differ, or the dense score is 0.
 
     Example:
-        >>> round(relative_drop([1.0, 1.0, 0.0, 1.0], [0.0, 1.0, 0.0, 1.0], "mean", True).estimate, 3)
+        >>> drop = relative_drop([1.0, 1.0, 0.0, 1.0], [0.0, 1.0, 0.0, 1.0], "mean", True)
+        >>> round(drop.estimate, 3)
         0.333
     """
     if statistic not in STATISTICS:
@@ -186,7 +187,11 @@ def check_max_drop(max_drop: float) -> float:
         InvalidValue: With the likely meaning where a percentage was given as a number.
     """
     if not 0.0 < max_drop < 1.0:
-        hint = f" For {max_drop:g} % write {max_drop:g}% or {max_drop / 100:g}." if max_drop >= 1 else ""
+        hint = (
+            f" For {max_drop:g} % write {max_drop:g}% or {max_drop / 100:g}."
+            if max_drop >= 1
+            else ""
+        )
         raise InvalidValue(
             f"max_drop={max_drop:g} is not allowed: it is a share of the dense score, in (0, 1), "
             f"such as 0.03 or 3%.{hint}"
@@ -244,9 +249,7 @@ def _undecided_lines(
     undecided: Sequence[Candidate], winner: Candidate | None, max_drop: float, prefer: Prefer
 ) -> list[str]:
     """Returns one line for each arm that would have won if the data had spoken for it."""
-    rivals = [
-        each for each in undecided if winner is None or _best([each, winner], prefer) is each
-    ]
+    rivals = [each for each in undecided if winner is None or _best([each, winner], prefer) is each]
     rivals.sort(key=lambda each: each.validation.estimate)
     return [_undecided_line(each, max_drop) for each in rivals[:SHOWN]]
 

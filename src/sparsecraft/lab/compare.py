@@ -21,6 +21,7 @@ from rich.console import Console
 
 from sparsecraft.core import catalog
 from sparsecraft.core.errors import InvalidValue, UnknownName
+from sparsecraft.core.mask import Mask
 from sparsecraft.lab.arms import Workbench, resolve_task
 from sparsecraft.lab.assemble import assemble, timing_name
 from sparsecraft.lab.cells import Given, run_cell, run_in_processes
@@ -249,7 +250,7 @@ def _save(bench: Workbench, store: RunStore, cell: Cell, target: Path) -> str:
         made = bench.make(cell, store)
         stored = store.get(bench.config(cell), mask=True).mask
         mask = made.mask
-        if mask is None or stored is None or any(not torch.equal(mask[n], stored[n]) for n in stored):
+        if mask is None or stored is None or not _equal(mask, stored):
             return (
                 f"{cell.label} was made again from its settings and came out different, so it was "
                 "not saved; the machine or the versions may have changed since its run"
@@ -270,6 +271,10 @@ def _save(bench: Workbench, store: RunStore, cell: Cell, target: Path) -> str:
         extras=bench.task.save_extras,
     )
     return ""
+
+
+def _equal(mask: Mask, other: Mask) -> bool:
+    return set(mask) == set(other) and all(torch.equal(mask[name], other[name]) for name in mask)
 
 
 def _loading_lines(bench: Workbench, cell: Cell, target: Path) -> list[str]:

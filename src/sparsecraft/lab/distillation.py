@@ -20,7 +20,7 @@ from itertools import islice
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsecraft.core.errors import InvalidValue, NonFinite
@@ -28,6 +28,7 @@ from sparsecraft.lab.tasks.base import Batch, Task
 from sparsecraft.model.blocks import find_blocks
 
 WARM_UP = 0.1
+BATCH_SIZE = 32
 PROBES = 6
 """Batches whose gradients are timed, and thrown away, to learn how long a step takes."""
 
@@ -56,7 +57,13 @@ class Distilled:
 
 
 def steps_for(
-    student: nn.Module, teacher: nn.Module, task: Task, *, seconds: float, batch_size: int, seed: int
+    student: nn.Module,
+    teacher: nn.Module,
+    task: Task,
+    *,
+    seconds: float,
+    batch_size: int = BATCH_SIZE,
+    seed: int = 0,
 ) -> int:
     """Returns how many steps fit into the time, measured here; the student stays as it is."""
     loss = _Matching(task, student, teacher)
@@ -77,7 +84,7 @@ def distil(
     task: Task,
     *,
     steps: int,
-    batch_size: int = 32,
+    batch_size: int = BATCH_SIZE,
     learning_rate: float = 1e-3,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
@@ -176,7 +183,7 @@ def _blocks(model: nn.Module) -> list[nn.Module]:
 
 
 def _distance(mine: Tensor, theirs: Tensor, batch: Mapping[str, Any]) -> Tensor:
-    """Returns the squared distance of hidden states over the teacher's variance, without padding."""
+    """Returns the squared distance of hidden states over the teacher's variance, unpadded."""
     mask = batch.get("attention_mask")
     if mask is not None and mask.shape == mine.shape[:2]:
         real = mask.to(mine.device).bool()

@@ -22,6 +22,8 @@ from sparsecraft.model.pruning import check
 
 Kind = Literal["dense", "int8", "sparse", "compact", "compact-int8"]
 CONTROL = "random"
+CONTROL_SEEDS = 2
+"""Random pruning runs at least this often, so that its spread is seen."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +121,8 @@ def plan(settings: CompareSettings) -> list[Cell]:
                 first = Cell(kind="sparse", method=method, pattern=pattern, sparsity=sparsity)
                 built = first.build()
                 varies = needs_data(built) or not built.deterministic
-                seeds = range(settings.seeds if varies else 1)
+                least = CONTROL_SEEDS if method == CONTROL else 1
+                seeds = range(max(least, settings.seeds) if varies else 1)
                 cells += [Cell(**{**asdict(first), "seed": seed}) for seed in seeds]
     cells += [Cell(kind="compact"), Cell(kind="compact-int8")]
     if len({(cell.arm, cell.seed) for cell in cells}) < len(cells):
@@ -161,5 +164,6 @@ def _sparsities(pattern: str, asked: Sequence[float]) -> Sequence[float]:
 
 
 def _is_unstructured_by_default(info: MethodInfo) -> bool:
-    field = info.options.get("pattern")
-    return field is not None and isinstance(field.default_factory(), Unstructured)  # type: ignore[misc]
+    pattern = info.options.get("pattern")
+    make = None if pattern is None else pattern.default_factory
+    return callable(make) and isinstance(make(), Unstructured)

@@ -131,8 +131,8 @@ class RunStore:
     def runs(self) -> list[Run]:
         """Returns all finished runs, without masks, sorted by name."""
         root = self.directory / "runs"
-        found = sorted(p for p in root.iterdir() if not p.name.startswith(".")) if root.is_dir() else []
-        return [_read_run(path, mask=False) for path in found]
+        found = sorted(root.iterdir()) if root.is_dir() else []
+        return [_read_run(path, mask=False) for path in found if not path.name.startswith(".")]
 
     def write_part(self, name: str, value: Mapping[str, Any]) -> None:
         """Writes a JSON file of the store, for example "timings/dense"."""
@@ -218,7 +218,8 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 def run_name(config: Mapping[str, Any]) -> str:
     """Returns the folder name of a run: readable, and unique to its config."""
     digest = hashlib.blake2b(canonical(config).encode(), digest_size=6).hexdigest()
-    words = [str(config[key]) for key in ("kind", "method", "pattern", "sparsity") if config.get(key)]
+    named = ("kind", "method", "pattern", "sparsity")
+    words = [str(config[key]) for key in named if config.get(key)]
     slug = re.sub(r"[^a-z0-9.]+", "-", "-".join(words).lower()).strip("-.")[:48]
     return f"{slug or 'run'}-s{config.get('seed', 0)}-{digest}"
 
@@ -312,14 +313,14 @@ def _remove_leftovers(directory: Path) -> None:
 def _is_leftover(path: Path) -> bool:
     """Whether the name is one that only unfinished writing of a store leaves behind."""
     folders = "|".join(OUTPUTS)
-    files = "store.json|comparison.json|results.csv|report.html"
+    files = "(store|facts|finish|comparison).json|results.csv|report.html"
     temporary = rf"\.({folders})\..+\.(part|old)|\.({files})\..+|\.({folders})\.\d+\.old"
     return path.name == LOCK or re.fullmatch(temporary, path.name) is not None
 
 
 def _npz(arrays: Mapping[str, np.ndarray]) -> bytes:
     buffer = io.BytesIO()
-    np.savez(buffer, **{name: np.asarray(values) for name, values in arrays.items()})
+    np.savez(buffer, allow_pickle=False, **{n: np.asarray(each) for n, each in arrays.items()})
     return buffer.getvalue()
 
 

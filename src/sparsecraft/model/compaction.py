@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsecraft.core.errors import InvalidValue
-from sparsecraft.model.unit_tracing import tensors_in
+from sparsecraft.model.unit_symbols import tensors_in
 from sparsecraft.model.units import (
     Keep,
     UnitGroup,

@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsecraft.core.errors import MissingStatistic
@@ -72,11 +72,11 @@ def refit(
 
 def _matrix(layer: nn.Module) -> Tensor:
     """Returns float64 (outputs, inputs), and the bias as one more column where there is one."""
-    weight: Tensor = layer.weight.detach().double()  # type: ignore[operator, union-attr]
+    weight: Tensor = layer.weight.detach().double()  # type: ignore[operator]
     weight = weight.T if is_conv1d(layer) else weight
     if layer.bias is None:
         return weight
-    return torch.cat([weight, layer.bias.detach().double().unsqueeze(1)], 1)  # type: ignore[operator, union-attr]
+    return torch.cat([weight, layer.bias.detach().double().unsqueeze(1)], 1)  # type: ignore[operator]
 
 
 def _solve(matrix: Tensor, hessian: Tensor, columns: Tensor, *, biased: bool) -> Tensor:
@@ -95,9 +95,9 @@ def _write(layer: nn.Module, matrix: Tensor, rows: Tensor | None) -> None:
     if rows is not None:
         matrix = matrix[rows.to(matrix.device)]
     if layer.bias is not None:
-        layer.bias.copy_(matrix[:, -1])  # type: ignore[operator, union-attr]
+        layer.bias.copy_(matrix[:, -1])  # type: ignore[operator]
         matrix = matrix[:, :-1]
-    layer.weight.copy_(matrix.T if is_conv1d(layer) else matrix)  # type: ignore[operator, union-attr]
+    layer.weight.copy_(matrix.T if is_conv1d(layer) else matrix)  # type: ignore[operator]
 
 
 def _hessians(

@@ -18,11 +18,15 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-Labels = list[Tensor]
-"""Each a tensor of symbols that broadcasts to the labelled one: an axis without units has size 1.
-No two of them vary along the same axis."""
-Part = tuple[Sequence[int], Labels]
-"""The shape and the labels of an operand."""
+from sparsecraft.model.unit_symbols import (
+    Labels,
+    Part,
+    Symbols,
+    as_channels,
+    padded,
+    tensors_in,
+    varying,
+)
 
 _AXES_ONLY = {"t", "transpose", "permute", "unsqueeze", "detach", "alias"}
 _MOVES = {
@@ -42,38 +46,6 @@ _REDUCTIONS = {
 _ALONG = {"_softmax", "_log_softmax", "cumsum", "sort", "topk"}
 _SPATIAL = ("max_pool", "avg_pool", "adaptive", "_adaptive", "upsample", "reflection_pad",
             "replication_pad", "mkldnn_max_pool")  # fmt: skip
-
-
-class Symbols:
-    """Classes of symbols that must stay together, with what is known of each symbol."""
-
-    def __init__(self, size: int) -> None:
-        self.parent = torch.arange(size)
-        self.frozen = torch.zeros(size, dtype=torch.bool)
-        self.split = torch.zeros(size, dtype=torch.bool)
-        self.outgoing = torch.zeros(size, dtype=torch.bool)
-
-    def find(self, symbols: Tensor) -> Tensor:
-        """Returns the representative of each symbol's class."""
-        root = self.parent[symbols]
-        while True:
-            above = self.parent[root]
-            if torch.equal(above, root):
-                self.parent[symbols] = root
-                return root
-            root = above
-
-    def union(self, first: Tensor, second: Tensor) -> None:
-        """Makes each symbol of the first one class with its partner in the second."""
-        pairs = [each.reshape(-1) for each in torch.broadcast_tensors(first, second)]
-        while True:
-            a, b = (self.find(each) for each in pairs)
-            apart = a != b
-            if not bool(apart.any()):
-                return
-            # Roots only ever point to smaller ones, so that no cycle can arise.
-            high, low = torch.maximum(a, b)[apart], torch.minimum(a, b)[apart]
-            self.parent.scatter_reduce_(0, high, low, "amin")
 
 
 class UnitTracer(TorchDispatchMode):
@@ -141,7 +113,7 @@ class UnitTracer(TorchDispatchMode):
 
     def _squeezed(self, full: Tensor) -> Labels:
         """Returns the labels with size 1 wherever they do not vary; frozen if they nowhere do."""
-        full = self.symbols.find(full) if _varying(full)[1:] else full
+        full = self.symbols.find(full) if varying(full)[1:] else full
         for axis in range(full.dim()):
             if full.shape[axis] > 1 and bool((full == full.narrow(axis, 0, 1)).all()):
                 full = full.narrow(axis, 0, 1)
@@ -167,11 +139,11 @@ class UnitTracer(TorchDispatchMode):
         rank = len(shape)
         for _, labels in parts:
             for label in labels:
-                label = _padded(label, rank)
-                for other in [m for m in merged if set(_varying(m)) & set(_varying(label))]:
+                label = padded(label, rank)
+                for other in [m for m in merged if set(varying(m)) & set(varying(label))]:
                     merged = [m for m in merged if m is not other]
                     self.symbols.union(label, other)
-                    same = _varying(label) == _varying(other)
+                    same = varying(label) == varying(other)
                     found = [label] if same else self._squeezed(self._common(label, other))
                     if not found:
                         break
@@ -187,12 +159,12 @@ class UnitTracer(TorchDispatchMode):
 
     def _check_covered(self, label: Tensor, parts: Sequence[Part], rank: int) -> None:
         """Freezes what meets an axis of equal size that carries no symbols of its own."""
-        for axis in _varying(label):
+        for axis in varying(label):
             for shape, labels in parts:
                 own = axis - (rank - len(shape))
                 if own < 0 or shape[own] == 1:
                     continue
-                if not any(axis in _varying(_padded(each, rank)) for each in labels):
+                if not any(axis in varying(padded(each, rank)) for each in labels):
                     self._freeze(label)
 
     def _rule(self, func: Any) -> Callable[..., None]:
@@ -240,7 +212,7 @@ class UnitTracer(TorchDispatchMode):
             full = label if light else label.expand(source.shape).contiguous()
             moved = tensors_in(func(full, *args[1:], **kwargs))
             for out, each in zip(found, moved, strict=True):
-                out += [each] if light else self._landed(each, len(_varying(label)))
+                out += [each] if light else self._landed(each, len(varying(label)))
         weight = id(source) in self._weights
         for out_tensor, labels in zip(tensors_in(outputs), found, strict=True):
             self._set(out_tensor, labels, weight)
@@ -248,21 +220,21 @@ class UnitTracer(TorchDispatchMode):
     def _landed(self, full: Tensor, axes_before: int) -> Labels:
         """Returns the labels after a move; an axis that was split keeps all but its inner part."""
         labels = self._squeezed(full)
-        if not labels or len(_varying(labels[0])) <= axes_before:
+        if not labels or len(varying(labels[0])) <= axes_before:
             return labels
         self.symbols.split[labels[0].reshape(-1)] = True
-        return self._coarsened(labels[0], _varying(labels[0])[-1])
+        return self._coarsened(labels[0], varying(labels[0])[-1])
 
     def _on_cat(
         self, func: Any, tensors: list[Tensor], args: Any, kwargs: Any, out: Tensor
     ) -> None:
         axis = _argument(func, args, kwargs, "dim") % out.dim()
         parts = [each for each in tensors if each.dim() == out.dim()]
-        across = [[lab for lab in self._get(t) if axis not in _varying(lab)] for t in parts]
+        across = [[lab for lab in self._get(t) if axis not in varying(lab)] for t in parts]
         shapes = [[1 if i == axis else n for i, n in enumerate(t.shape)] for t in parts]
         labels = self._merged(list(zip(shapes, across, strict=True)), out.shape)
-        along = [[lab for lab in self._get(t) if axis in _varying(lab)] for t in parts]
-        same_axes = {tuple(_varying(lab)) for each in along for lab in each}
+        along = [[lab for lab in self._get(t) if axis in varying(lab)] for t in parts]
+        same_axes = {tuple(varying(lab)) for each in along for lab in each}
         if all(along) and len(same_axes) == 1:
             labels += [torch.cat([each[0] for each in along], axis)]
         else:
@@ -306,9 +278,9 @@ class UnitTracer(TorchDispatchMode):
         rest: Labels = []
         inner: list[Tensor] = []
         for label in labels:
-            if axis not in _varying(label):
+            if axis not in varying(label):
                 rest.append(label)
-            elif len(_varying(label)) == 1:
+            elif len(varying(label)) == 1:
                 inner.append(label.reshape(-1))
             else:
                 rest += self._coarsened(label, axis)
@@ -326,10 +298,10 @@ class UnitTracer(TorchDispatchMode):
     ) -> None:
         x, weight, bias, transposed, groups = args[0], args[1], args[2], args[6], args[8]
         axis_in, axis_out = (0, 1) if transposed else (1, 0)
-        channels = [lab.reshape(-1) for lab in self._get(x) if _varying(lab) == [1]]
+        channels = [lab.reshape(-1) for lab in self._get(x) if varying(lab) == [1]]
         self._freeze_unless(self._get(x), [1])
         rows, columns = (
-            [lab.reshape(-1) for lab in self._get(weight) if _varying(lab) == [axis]]
+            [lab.reshape(-1) for lab in self._get(weight) if varying(lab) == [axis]]
             for axis in (axis_out, axis_in)
         )
         if groups == 1:
@@ -344,12 +316,12 @@ class UnitTracer(TorchDispatchMode):
         shape = [1, -1] + [1] * (out.dim() - 2)
         parts: list[Part] = [(out.shape, [lab.view(shape) for lab in rows])]
         if bias is not None:
-            parts.append(_as_channels(bias, self._get(bias), out.dim()))
+            parts.append(as_channels(bias, self._get(bias), out.dim()))
         self._set(out, self._merged(parts, out.shape))
 
     def _freeze_unless(self, labels: Labels, *allowed: list[int]) -> None:
         for label in labels:
-            if _varying(label) not in allowed:
+            if varying(label) not in allowed:
                 self._freeze(label)
 
     def _batch_norm(
@@ -357,7 +329,7 @@ class UnitTracer(TorchDispatchMode):
     ) -> None:
         x, *others = tensors
         parts: list[Part] = [(x.shape, self._get(x))]
-        parts += [_as_channels(each, self._get(each), x.dim()) for each in others]
+        parts += [as_channels(each, self._get(each), x.dim()) for each in others]
         self._set(tensors_in(outputs)[0], self._merged(parts, x.shape))
 
     def _on_native_layer_norm(
@@ -365,7 +337,7 @@ class UnitTracer(TorchDispatchMode):
     ) -> None:
         x, axes = tensors[0], len(args[1])
         for label in self._get(x):
-            if any(axis >= x.dim() - axes for axis in _varying(label)):
+            if any(axis >= x.dim() - axes for axis in varying(label)):
                 self._freeze(label)
         parts = [(each.shape, self._get(each)) for each in tensors]
         self._set(tensors_in(outputs)[0], self._merged(parts, x.shape))
@@ -383,7 +355,7 @@ class UnitTracer(TorchDispatchMode):
     ) -> None:
         self._freeze_unless(self._get(args[0]), [1])
         shape = [1] * (out.dim() - 1) + [-1]
-        self._set(out, [lab.view(shape) for lab in self._get(args[0]) if _varying(lab) == [1]])
+        self._set(out, [lab.view(shape) for lab in self._get(args[0]) if varying(lab) == [1]])
 
     def _reduce(
         self, func: Any, tensors: list[Tensor], args: Any, kwargs: Any, outputs: Any
@@ -394,7 +366,7 @@ class UnitTracer(TorchDispatchMode):
         axes = sorted({axis % x.dim() for axis in listed}, reverse=True)
         kept = []
         for label in self._get(x):
-            if set(axes) & set(_varying(label)):
+            if set(axes) & set(varying(label)):
                 self._freeze(label)
                 continue
             for axis in axes if outs[0].dim() < x.dim() else []:
@@ -409,10 +381,10 @@ class UnitTracer(TorchDispatchMode):
         x = tensors[0]
         axes = {_argument(func, args, kwargs, "dim") % x.dim()}
         for label in self._get(x):
-            if axes & set(_varying(label)):
+            if axes & set(varying(label)):
                 self._freeze(label)
         for out in tensors_in(outputs):
-            same = [lab for lab in self._get(x) if not axes & set(_varying(lab))]
+            same = [lab for lab in self._get(x) if not axes & set(varying(lab))]
             self._set(out, self._get(x) if out.shape == x.shape else same)
 
     def _spatial(
@@ -421,14 +393,14 @@ class UnitTracer(TorchDispatchMode):
         labels = self._get(tensors[0])
         self._freeze_unless(labels, [1])
         for out in tensors_in(outputs):
-            self._set(out, [lab for lab in labels if _varying(lab) == [1]])
+            self._set(out, [lab for lab in labels if varying(lab) == [1]])
 
     def _on_constant_pad_nd(
         self, func: Any, tensors: list[Tensor], args: Any, kwargs: Any, out: Tensor
     ) -> None:
         kept = []
         for label in self._get(tensors[0]):
-            if all(out.shape[axis] == label.shape[axis] for axis in _varying(label)):
+            if all(out.shape[axis] == label.shape[axis] for axis in varying(label)):
                 kept.append(label)
             else:
                 self._freeze(label)
@@ -452,20 +424,6 @@ class UnitTracer(TorchDispatchMode):
         self._set(out, self._product(weights, v, self._merged(parts, shape), values))
 
 
-def _varying(label: Tensor) -> list[int]:
-    return [axis for axis, size in enumerate(label.shape) if size > 1]
-
-
-def _padded(label: Tensor, rank: int) -> Tensor:
-    return label.view([1] * (rank - label.dim()) + list(label.shape))
-
-
-def _as_channels(tensor: Tensor, labels: Labels, rank: int) -> Part:
-    """Returns the shape and labels of a vector laid along axis 1."""
-    shape = [1, tensor.numel()] + [1] * (rank - 2)
-    return shape, [label.reshape(shape) for label in labels]
-
-
 def _argument(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], name: str) -> Any:
     """Returns the value of an operation's argument, its default if it was not given."""
     for position, argument in enumerate(func._schema.arguments):
@@ -473,14 +431,3 @@ def _argument(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], name: s
             given = args[position] if position < len(args) else argument.default_value
             return kwargs.get(name, given)
     return None
-
-
-def tensors_in(values: Any) -> list[Tensor]:
-    """Returns the tensors in nested tuples, lists and mappings, in order."""
-    if isinstance(values, Tensor):
-        return [values]
-    if isinstance(values, Mapping):
-        values = list(values.values())
-    if isinstance(values, list | tuple):
-        return [tensor for value in values for tensor in tensors_in(value)]
-    return []

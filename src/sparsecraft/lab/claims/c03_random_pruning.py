@@ -174,7 +174,7 @@ def _train(cell: Cell, data: digits.Digits, rate: float) -> dict[str, float]:
         "accuracy": digits.accuracy(model, data.test),
         "validation accuracy": digits.accuracy(model, data.validation),
         "learning rate": rate,
-        "thousand weights": (digits.prunable(model) if mask is None else mask.kept) / 1000,
+        "weights": digits.prunable(model) if mask is None else mask.kept,
     }
 
 

@@ -5,16 +5,17 @@ fine-tune them with the mask fixed, and plot the score against sparsity. It stay
 dense up to a knee at some 30 to 50 %, and falls much faster beyond it. Here the small Llama of the
 task stdlib-lm is fine-tuned to tell which package a few tokens of source come from.
 
-The pre-trained weights are the same for all seeds; a seed draws the new head, the order of the
-training windows and the random masks, and arms share all but the masks. The bend of the curve is
-found on validation, the slopes around it are those of the test. The full
-budget also finds lottery tickets by iterative pruning and compares their masks with OMP's.
+The model has read most of these files in pre-training, without labels. Its weights are the same
+for all seeds; a seed draws the new head, the order of the training windows and the random masks,
+and arms share all but the masks. The bend of the curve is found on validation, the slopes around
+it are those of the test. The full budget also finds lottery tickets by iterative pruning and compares their masks with OMP's.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any, cast
 
@@ -34,12 +35,12 @@ from sparsecraft.methods.weights.imp import IterativeMagnitude
 from sparsecraft.model.pruning import prune
 
 TASK: Mapping[str, Any] = {"name": "stdlib-lm"}
-TUNING: Mapping[str, Any] = {"steps": 200, "batch": 16, "rate": 1e-3}
+TUNING: Mapping[str, Any] = {"steps": 300, "batch": 16, "rate": 2e-3}
 # The paper's tolerance, a fraction of the dense score.
 TOLERANCE = 0.01
 # The slope beyond the bend must be this many times the slope before it.
 SHARP = 3.0
-# Three standard errors of one accuracy near 0.8 on the 2560 test windows.
+# Two standard errors of one accuracy near 0.6 on the 2560 test windows.
 SMALLEST_EFFECT = 0.02
 
 SMALL_SPARSITIES = (0.0, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -98,7 +99,10 @@ STATED = (
 
 def run(budget: Budget, seeds: Sequence[int], cells: Cells) -> list[Row]:
     """Returns the accuracies, and the bend and slopes of one-shot magnitude by seed."""
-    rows = cells.rows(measure, [cell for seed in seeds for cell in _grid(budget, seed)])
+    grid = [cell for seed in seeds for cell in _grid(budget, seed)]
+    # Cells of another Python's library, or of a model trained otherwise, are not taken up.
+    known = _task(**grid[0].settings["task"]).fingerprint
+    rows = replace(cells, version=f"{cells.version}, task {known}").rows(measure, grid)
     return rows if budget == "smoke" else [*rows, *bends(rows)]
 
 
@@ -263,7 +267,7 @@ CLAIM = Claim(
     run=run,
     curve="accuracy",
     tuning=(
-        "none for any arm: one learning rate and length of fine-tuning, as in the paper, chosen "
-        "for the dense model on validation"
+        "none for any arm: one learning rate, as in the paper; of 0.0003, 0.001 and 0.002 the best "
+        "for the dense model on validation, with a seed that no budget uses"
     ),
 )

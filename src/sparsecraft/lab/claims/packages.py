@@ -57,9 +57,9 @@ class Tuning:
         rate: Learning rate at the start.
     """
 
-    steps: int = 200
+    steps: int = 300
     batch: int = 16
-    rate: float = 1e-3
+    rate: float = 2e-3
 
 
 class Classifier(nn.Module):

@@ -118,12 +118,7 @@ class Task(ABC):
         Raises:
             NonFinite: If a contribution is NaN or infinite.
         """
-        bad = int((~np.isfinite(values)).sum())
-        if bad:
-            raise NonFinite(
-                f"{bad} of {values.size} examples of {self.name} gave NaN or infinity: the model "
-                "is numerically broken. Check its weights with torch.isfinite."
-            )
+        check_finite(torch.from_numpy(values), self.name)
         return Scores(values, self.aggregate(values), dict(extra or {}))
 
 
@@ -148,6 +143,24 @@ def check_split(split: str) -> None:
     """
     if split not in SPLITS:
         raise InvalidValue(f"split={split!r} is not scored; use 'validation' or 'test'.")
+
+
+def check_finite(found: Tensor, name: str) -> None:
+    """Raises unless every number that a model gave is finite.
+
+    Args:
+        found: Embeddings, logits or contributions of examples.
+        name: Of the task.
+
+    Raises:
+        NonFinite: With how many are not.
+    """
+    bad = int((~torch.isfinite(found)).sum())
+    if bad:
+        raise NonFinite(
+            f"{bad} of {found.numel()} numbers that the model gave on {name} are NaN or infinite: "
+            "it is numerically broken. Check its weights with torch.isfinite."
+        )
 
 
 def check_positive(**numbers: int) -> None:

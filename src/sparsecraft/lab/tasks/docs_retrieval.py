@@ -10,8 +10,8 @@ from pathlib import Path
 from sparsecraft.core.errors import InvalidValue
 from sparsecraft.lab.tasks import pretrained
 from sparsecraft.lab.tasks.base import Split
-from sparsecraft.lab.tasks.embedding import Queries, RetrievalCorpus, RetrievalTask
-from sparsecraft.lab.tasks.passages import apart
+from sparsecraft.lab.tasks.embedding import RetrievalTask
+from sparsecraft.lab.tasks.passages import Queries, RetrievalCorpus, apart
 from sparsecraft.lab.tasks.stdlib_docs import (
     Docstring,
     comments,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sparsecraft.core.errors import InvalidValue, NonFinite
+from sparsecraft.core.errors import InvalidValue
 from sparsecraft.core.seeds import generator
 from sparsecraft.lab.tasks import cache, pretrained
 from sparsecraft.lab.tasks.base import (
@@ -22,51 +21,18 @@ from sparsecraft.lab.tasks.base import (
     Scores,
     Split,
     Task,
+    check_finite,
     check_positive,
     check_split,
     evaluating,
     inputs_of,
     to_device,
 )
+from sparsecraft.lab.tasks.passages import RetrievalCorpus
 
 CUTOFF = 10
 BATCH = 32
 """Texts encoded at once: the fastest of 16 to 128 on two cores."""
-
-
-@dataclass(frozen=True)
-class Queries:
-    """The queries of one split.
-
-    Args:
-        texts: The queries.
-        relevant: For each query, the index of the document that it should find.
-    """
-
-    texts: tuple[str, ...]
-    relevant: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class RetrievalCorpus:
-    """One index of documents, the queries of both splits, and other text to train on.
-
-    Args:
-        documents: The index that every query searches.
-        queries: By split.
-        training: Texts that share no passage with documents and queries.
-    """
-
-    documents: tuple[str, ...]
-    queries: dict[Split, Queries]
-    training: tuple[str, ...]
-
-    @property
-    def fingerprint(self) -> str:
-        """A hash of all the text."""
-        texts = [self.queries[split].texts for split in SPLITS]
-        relevant = [self.queries[split].relevant for split in SPLITS]
-        return cache.fingerprint(relevant, self.documents, *texts, self.training)
 
 
 class RetrievalTask(Task):
@@ -234,11 +200,7 @@ class RetrievalTask(Task):
         for split in splits:
             texts += self._query_ids[split]
         embeddings = self.encode(model, texts, progress)
-        if not torch.isfinite(embeddings).all():
-            raise NonFinite(
-                f"The model's embeddings for {self.name} contain NaN or infinity. Check its "
-                "weights with torch.isfinite."
-            )
+        check_finite(embeddings, self.name)
         documents, rest = embeddings.tensor_split([len(self._document_ids)])
         cosine = float((documents * self.dense_embeddings).sum(-1).mean())
         scores = {}

@@ -40,7 +40,7 @@ class FashionMLP(ImageTask):
         super().__init__(
             name="fashion-mnist-mlp",
             about=FASHION,
-            images=fashion_mnist(),
+            images=fashion_mnist(cache.data_directory("fashion_mnist", "Fashion-MNIST")),
             architecture="A 784-300-100-10 perceptron",
             schedule=Fit(steps=steps, batch_size=128, learning_rate=1e-3, seed=seed),
         )
@@ -63,7 +63,7 @@ class FashionResNet(ImageTask):
         super().__init__(
             name="fashion-mnist-resnet",
             about=FASHION,
-            images=fashion_mnist(),
+            images=fashion_mnist(cache.data_directory("fashion_mnist", "Fashion-MNIST")),
             architecture="A ResNet of 3 stages of 2 basic blocks",
             schedule=Fit(steps=steps, batch_size=64, learning_rate=2e-3, seed=seed),
         )
@@ -86,7 +86,7 @@ class Cifar10ResNet(ImageTask):
         super().__init__(
             name="cifar10-resnet",
             about=CIFAR,
-            images=cifar10(),
+            images=cifar10(cache.data_directory("cifar10_jpg", "The task cifar10-resnet")),
             architecture="A ResNet of 3 stages of 2 basic blocks",
             schedule=Fit(steps=steps, batch_size=64, learning_rate=2e-3, seed=seed),
         )
@@ -97,9 +97,8 @@ class Cifar10ResNet(ImageTask):
 
 
 @lru_cache(maxsize=1)
-def fashion_mnist() -> dict[Part, Images]:
-    """Returns 50,000 training, 10,000 validation and 10,000 test pictures."""
-    folder = cache.data_directory("fashion_mnist", "Fashion-MNIST")
+def fashion_mnist(folder: Path) -> dict[Part, Images]:
+    """Returns the training files, their last sixth as validation, and the test files."""
     both = {}
     for half, stem in (("train", "train"), ("test", "t10k")):
         pixels = read_idx(folder / f"{stem}-images-idx3-ubyte.gz")
@@ -109,9 +108,8 @@ def fashion_mnist() -> dict[Part, Images]:
 
 
 @lru_cache(maxsize=1)
-def cifar10() -> dict[Part, Images]:
+def cifar10(folder: Path) -> dict[Part, Images]:
     """Returns the training file, its last sixth as validation, and the test file."""
-    folder = cache.data_directory("cifar10_jpg", "The task cifar10-resnet")
     train, test = (_read_jpegs(folder / f"{half}.npz") for half in ("train", "test"))
     return _parts(train, test)
 

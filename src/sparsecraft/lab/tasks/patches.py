@@ -42,7 +42,8 @@ FEWEST = 8
 PATCH = 32
 TILE = 48
 PER_PICTURE: dict[Part, int] = {"training": 800, "validation": 40, "test": 80}
-SHARES: dict[Part, float] = {"training": 0.6, "validation": 0.15, "test": 0.25}
+VALIDATION, TEST = 0.15, 0.25
+"""Shares of a picture's tiles; the rest is for training."""
 FLAT = 0.02
 """Patches whose grey values spread less than this (of 1) show nothing."""
 
@@ -121,8 +122,8 @@ def picture_patches(grey: np.ndarray, name: str) -> dict[Part, list[np.ndarray]]
         if grey[y : y + TILE, x : x + TILE].std() >= FLAT
     ]
     shuffled = [corners[index] for index in draw.permutation(len(corners))]
-    first = max(1, round(len(corners) * SHARES["test"]))
-    second = first + max(1, round(len(corners) * SHARES["validation"]))
+    first = max(1, round(len(corners) * TEST))
+    second = first + max(1, round(len(corners) * VALIDATION))
     tiles: dict[Part, list[tuple[int, int]]] = {
         "training": shuffled[second:],
         "validation": shuffled[first:second],

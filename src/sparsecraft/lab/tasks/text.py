@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from sparsecraft.core.errors import InvalidValue, MissingDependency
 from sparsecraft.lab.tasks import cache, pretrained
 from sparsecraft.lab.tasks.base import Task, check_positive
-from sparsecraft.lab.tasks.embedding import Queries, RetrievalCorpus, RetrievalTask
+from sparsecraft.lab.tasks.embedding import RetrievalTask
 from sparsecraft.lab.tasks.language import CausalTask, Part, cut, encode, without
-from sparsecraft.lab.tasks.passages import apart
+from sparsecraft.lab.tasks.passages import Queries, RetrievalCorpus, apart
 from sparsecraft.lab.tasks.stdlib_docs import squeeze
 from sparsecraft.lab.tasks.trained_language import PARTS, SplitTexts
 

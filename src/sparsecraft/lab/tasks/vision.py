@@ -21,6 +21,7 @@ from sparsecraft.lab.tasks.base import (
     Scores,
     Split,
     Task,
+    check_finite,
     check_positive,
     check_split,
     evaluating,
@@ -160,6 +161,7 @@ class ImageTask(Task):
             for part in torch.arange(len(images)).split(BATCH):
                 batch = images.batch(part)
                 logits = self.outputs(model, batch).float().cpu()
+                check_finite(logits, self.name)
                 loss += float(functional.cross_entropy(logits, batch["labels"], reduction="sum"))
                 right.append((logits.argmax(1) == batch["labels"]).double())
                 done += len(part)
