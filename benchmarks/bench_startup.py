@@ -18,7 +18,7 @@ CONTENDERS = {
     "import torch, sparsecraft": "import torch, sparsecraft",
     "import sparsecraft, its methods": "import torch, sparsecraft; sparsecraft.methods.names()",
     "sparsecraft --help": "from sparsecraft.cli.main import main; main(['--help'])",
-    "sparsecraft methods --help": "from sparsecraft.cli.main import main; main(['methods', '--help'])",
+    "sparsecraft prune --help": "from sparsecraft.cli.main import main; main(['prune', '--help'])",
 }
 
 

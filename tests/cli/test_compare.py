@@ -130,9 +130,7 @@ def test_a_model_of_ones_own_resumed_redrawn_and_kept(capsys, compared):
     assert "magnitude 2:4" in report.read_text()
     assert run(capsys, *arguments, "--out", out).code == 0
     assert {path: path.stat().st_mtime_ns for path in (out / "runs").rglob("*")} == runs
-    message = refused(
-        capsys, *arguments, "--out", out, "--calibration-tokens", "256", "--seeds", "2"
-    )
+    message = refused(capsys, *arguments, "--out", out, "--pattern", "4:8")
     assert "holds another comparison, so it is kept" in message
 
 

@@ -58,9 +58,7 @@ def test_the_second_block_sees_what_the_pruned_first_one_gives():
                 model.blocks[0].q.bias.add_(1)
             else:
                 fed_on = [model.blocks[0](b["x"], scale=0.5) for b in data]
-                torch.testing.assert_close(
-                    stage.values["blocks.1.q"][InputNorm], by_hand(fed_on)
-                )
+                torch.testing.assert_close(stage.values["blocks.1.q"][InputNorm], by_hand(fed_on))
 
 
 def test_layers_with_one_input_share_one_statistic():

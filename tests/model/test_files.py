@@ -110,5 +110,3 @@ def test_a_kill_at_any_step_leaves_old_or_new(tmp_path, step):
     )
     assert done.returncode == -signal.SIGKILL
     assert path.read_bytes() == (b"new" if step == 4 else b"old")
-
-

@@ -321,10 +321,10 @@ def _patches(x: Tensor, conv: nn.Module) -> Iterator[Tensor]:
         )
     columns = F.unfold(
         x,
-        conv.kernel_size,  # type: ignore[arg-type]
-        dilation=conv.dilation,  # type: ignore[arg-type]
-        padding=conv.padding,  # type: ignore[arg-type]
-        stride=conv.stride,  # type: ignore[arg-type]
+        conv.kernel_size,
+        dilation=conv.dilation,
+        padding=conv.padding,
+        stride=conv.stride,
     )
     yield from columns.transpose(1, 2)
 

@@ -245,7 +245,7 @@ def _loader(transformers: Any, source: str | Path, kind: str) -> Any:
     return getattr(transformers, named, None) or transformers.AutoModel
 
 
-def _write_weights(model: nn.Module, folder: Path) -> None:
+def _write_weights(model: Any, folder: Path) -> None:
     if hasattr(model, "save_pretrained"):
         model.save_pretrained(str(folder))
         return

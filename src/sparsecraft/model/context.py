@@ -86,7 +86,7 @@ class CopyContext:
         Normalisations are bypassed (identity), so that the network is the linear one whose flow
         SynFlow conserves.
         """
-        clone = copy.deepcopy(self.model).double().eval()
+        clone: Any = copy.deepcopy(self.model).double().eval()
         if hasattr(clone, "set_experts_implementation"):
             clone.set_experts_implementation("eager")  # the grouped kernel has no float64
         with torch.no_grad():

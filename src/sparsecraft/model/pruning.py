@@ -165,7 +165,7 @@ def prune(
 
 def check(
     model: nn.Module, method: str | Method, *, targets: Select = None, **options: Any
-) -> tuple[WeightMethod, Targets]:
+) -> tuple[Layerwise | ModelWide, Targets]:
     """Returns the method and its targets, or raises; nothing is pruned.
 
     Raises:

@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -105,7 +106,7 @@ class Targets(Sequence[Target]):
     chosen: tuple[Target, ...]
     rows: tuple[Row, ...]
 
-    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+    def __getitem__(self, index: Any) -> Any:
         return self.chosen[index]
 
     def __len__(self) -> int:
@@ -206,19 +207,23 @@ def _of_parameter(
     module: nn.Module, module_name: str, short: str, full: str, parameter: Tensor
 ) -> Iterator[Target]:
     shape = tuple(parameter.shape)
-    common = {"parameter": full, "module": module_name, "type": type(module).__name__}
+    common: dict[str, Any] = {
+        "parameter": full,
+        "module": module_name,
+        "type": type(module).__name__,
+    }
     label = module_name or short
     if isinstance(module, nn.Linear) and short == "weight":
-        yield Target(name=label, shape=shape, **common)  # type: ignore[arg-type]
+        yield Target(name=label, shape=shape, **common)
     elif is_conv1d(module) and short == "weight":
         flipped = (shape[1], shape[0])
         parts = flipped[0] // flipped[1] if module_name.endswith("c_attn") else 1
         yield from _fused(label, flipped, parts, {**common, "input_axis": 0})
     elif isinstance(module, _CONVS) and short == "weight":
-        yield Target(name=label, shape=shape, groups=module.groups, **common)  # type: ignore[arg-type]
+        yield Target(name=label, shape=shape, groups=module.groups, **common)
     elif isinstance(module, _TRANSPOSED) and short == "weight" and module.groups == 1:
-        flipped = (shape[1], shape[0], *shape[2:])
-        yield Target(name=label, shape=flipped, input_axis=0, **common)  # type: ignore[arg-type]
+        turned = (shape[1], shape[0], *shape[2:])
+        yield Target(name=label, shape=turned, input_axis=0, **common)
     elif isinstance(module, nn.MultiheadAttention) and short == "in_proj_weight":
         yield from _fused(f"{label}.in_proj", shape, 3, common)
     elif len(shape) == 3 and hasattr(module, "num_experts"):
@@ -226,19 +231,19 @@ def _of_parameter(
         one = (shape[2], shape[1]) if axis == 0 else (shape[1], shape[2])
         for index in range(shape[0]):
             name = f"{label}.{short}[{index}]"
-            yield Target(name=name, shape=one, input_axis=axis, index=index, **common)  # type: ignore[arg-type]
+            yield Target(name=name, shape=one, input_axis=axis, index=index, **common)
 
 
 def _fused(
-    label: str, shape: tuple[int, ...], parts: int, common: Mapping[str, object]
+    label: str, shape: tuple[int, ...], parts: int, common: Mapping[str, Any]
 ) -> Iterator[Target]:
     if parts == 1:
-        yield Target(name=label, shape=shape, **common)  # type: ignore[arg-type]
+        yield Target(name=label, shape=shape, **common)
         return
     height = shape[0] // parts
     for i, part in enumerate("qkv" if parts == 3 else map(str, range(parts))):
         rows = (i * height, (i + 1) * height)
-        yield Target(name=f"{label}[{part}]", shape=(height, *shape[1:]), rows=rows, **common)  # type: ignore[arg-type]
+        yield Target(name=f"{label}[{part}]", shape=(height, *shape[1:]), rows=rows, **common)
 
 
 def _selector(
