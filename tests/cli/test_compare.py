@@ -88,6 +88,7 @@ def test_the_command_of_a_report_repeats_its_settings(tmp_path):
         (["some-model"], "--text FILE"),
         (["--text", "nowhere.txt"], "name the model"),
         (["--report", "nowhere"], "not a run store"),
+        (["--report", "nowhere", "--seeds", "2"], "'seeds' has no effect"),
     ],
 )
 def test_refused_before_anything_runs(capsys, tmp_path, monkeypatch, arguments, says):

@@ -29,6 +29,7 @@ def test_filters(capsys):
     assert " wanda " not in shown
     assert "Did you mean 'after training'" in refused(capsys, "methods", "--when", "after traning")
     assert "'wanda'" in refused(capsys, "methods", "wandas")
+    assert "one method" in refused(capsys, "methods", "wanda", "--without", "data")
 
 
 @pytest.mark.parametrize("name", catalog.names())

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparsecraft.cli.parser import Parser
 from sparsecraft.cli.settings_arguments import add_settings, build
 from sparsecraft.cli.terminal import console, say
+from sparsecraft.core.errors import InvalidValue
 from sparsecraft.lab.settings import CompareSettings
 
 if TYPE_CHECKING:
@@ -50,6 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
     from sparsecraft.lab import compare as lab
 
     if arguments.report is not None:
+        _alone(arguments)
         say(f"report: {lab.redraw(arguments.report)}")
         return 0
     settings = build(CompareSettings, arguments)
@@ -58,6 +61,17 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     lab.compare(settings)
     return 0
+
+
+def _alone(arguments: argparse.Namespace) -> None:
+    """Raises InvalidValue if settings are given beside --report, which runs nothing."""
+    fields = (field.name for field in dataclasses.fields(CompareSettings))
+    given = [name for name in fields if getattr(arguments, name, None) is not None]
+    if given:
+        raise InvalidValue(
+            f"--report draws what was measured and runs nothing, so {given[0]!r} has no effect "
+            "beside it; leave it out."
+        )
 
 
 def _plan(settings: CompareSettings) -> Table:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from sparsecraft.cli.parser import Parser
 from sparsecraft.cli.terminal import console, say
+from sparsecraft.core.errors import InvalidValue
 
 if TYPE_CHECKING:
     from sparsecraft.core.catalog import MethodInfo
@@ -49,6 +50,10 @@ def run(arguments: argparse.Namespace) -> int:
 
     fields = [option.replace("-", "_") for option in _FILTERS]
     wanted = {field: getattr(arguments, field) for field in fields if getattr(arguments, field)}
+    if arguments.name and (wanted or arguments.markdown):
+        raise InvalidValue(
+            f"{arguments.name} shows one method: leave the other options out, or leave the name out"
+        )
     if arguments.markdown:
         from sparsecraft.cli.method_pages import write
 

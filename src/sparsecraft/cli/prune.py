@@ -165,12 +165,18 @@ def _load(arguments: argparse.Namespace) -> nn.Module:
 
 def _dtype(source: str, asked: str) -> torch.dtype:
     import torch
-    from transformers import AutoConfig
+
+    from sparsecraft.lab.tasks.pretrained import transformers_library
 
     if asked != "auto":
         return getattr(torch, asked)
     try:
-        return AutoConfig.from_pretrained(source).dtype or torch.float32
+        return (
+            transformers_library("Pruning a model directory")
+            .AutoConfig.from_pretrained(source)
+            .dtype
+            or torch.float32
+        )
     except (OSError, ValueError):
         return torch.float32  # load_pretrained says what is wrong with the directory
 

@@ -34,7 +34,6 @@ from sparsecraft.lab.tasks.base import to_device
 from sparsecraft.model.compaction import compact
 from sparsecraft.model.files import write_atomic
 from sparsecraft.model.flops import count_flops
-from sparsecraft.model.packed import packed_bytes
 from sparsecraft.model.pruning import prune
 from sparsecraft.model.refit import refit
 from sparsecraft.model.targets import find_targets
@@ -260,7 +259,7 @@ class Workbench:
         one = self.input(1)
         return {
             "sparsity_all": 0.0 if mask is None else (mask.numel - mask.kept) / total,
-            "bytes": {"plain": plain, "packed": None if mask is None else packed_bytes(model)},
+            "bytes": {"plain": plain, "packed": None if mask is None else packed_size(model, mask)},
             "bytes_form": "safetensors" if mask is None else "bitmask and values",
             "flops": {
                 "dense": self.dense_flops,
@@ -319,6 +318,21 @@ def quantise(model: nn.Module) -> nn.Module:
         # Code that asks a model's first parameter for its device must find one.
         quantised.register_parameter("no_weights", nn.Parameter(torch.empty(0), False))
     return quantised
+
+
+def packed_size(model: nn.Module, mask: Mask) -> int:
+    """Returns the bytes of the model's tensors in the packed form, without the file's header.
+
+    Every masked tensor is a bit for each entry and the values that are kept, where that is smaller.
+    """
+    total = 0
+    for name, tensor in _unshared(model.state_dict()).items():
+        size = tensor.numel() * tensor.element_size()
+        if name in mask:
+            kept = int(mask[name].sum()) * tensor.element_size()
+            size = min(size, (tensor.numel() + 7) // 8 + kept)
+        total += size
+    return total
 
 
 def _compact_note(steps: int, seconds: float, why_not_plain: str) -> str:

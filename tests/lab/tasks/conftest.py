@@ -33,11 +33,17 @@ def made_data(tmp_path_factory) -> Path:
     """A data folder with small synthetic files in the layout of the real ones."""
     root = tmp_path_factory.mktemp("data")
     draw = np.random.default_rng(0)
-    write_fashion(root / "fashion_mnist", draw)
-    write_cifar(root / "cifar10_jpg", draw)
-    write_wikitext(root / "wikitext2")
-    write_llama2c(root / "stories260k", draw, tied=True)
+    _write_fashion(root / "fashion_mnist", draw)
+    _write_cifar(root / "cifar10_jpg", draw)
+    _write_wikitext(root / "wikitext2")
+    _write_llama2c(root / "stories260k", tied=True)
     return root
+
+
+@pytest.fixture(scope="session")
+def write_llama2c() -> Callable[..., None]:
+    """Writes a random model in the format of llama2.c, and its tokenizer of 296 pieces."""
+    return _write_llama2c
 
 
 @pytest.fixture(scope="session")
@@ -113,7 +119,7 @@ def _make(name: str, make: Callable[[str], Task], text_file: Path, encoder_dir: 
     return load_task(name, steps=3)
 
 
-def write_fashion(folder: Path, draw: np.random.Generator) -> None:
+def _write_fashion(folder: Path, draw: np.random.Generator) -> None:
     folder.mkdir()
     for stem, count in (("train", 120), ("t10k", 40)):
         pixels = draw.integers(0, 256, (count, 28, 28), dtype=np.uint8)
@@ -131,7 +137,7 @@ def write_fashion(folder: Path, draw: np.random.Generator) -> None:
         )
 
 
-def write_cifar(folder: Path, draw: np.random.Generator) -> None:
+def _write_cifar(folder: Path, draw: np.random.Generator) -> None:
     from PIL import Image
 
     folder.mkdir()
@@ -150,7 +156,7 @@ def write_cifar(folder: Path, draw: np.random.Generator) -> None:
         )
 
 
-def write_wikitext(folder: Path) -> None:
+def _write_wikitext(folder: Path) -> None:
     folder.mkdir()
     texts = [doc.text for doc in docstrings() if len(doc.text) > 400]
     for name, part in (("valid", texts[:60]), ("test", texts[60:90])):
@@ -158,8 +164,8 @@ def write_wikitext(folder: Path) -> None:
         (folder / f"{name}.txt").write_text(" \n" + "".join(articles), encoding="utf-8")
 
 
-def write_llama2c(folder: Path, draw: np.random.Generator, *, tied: bool) -> None:
-    """Writes a random model in the format of llama2.c, and a tokenizer."""
+def _write_llama2c(folder: Path, *, tied: bool) -> None:
+    draw = np.random.default_rng(1)
     folder.mkdir(parents=True, exist_ok=True)
     pieces = [*PIECES, *LETTERS, *JOINED]
     dim, hidden, layers, heads, kv_heads, context = 16, 24, 2, 4, 2, 32

@@ -115,7 +115,7 @@ def test_an_option_gives_another_model_directory(encoder_dir):
 
 
 def test_a_folder_that_holds_no_model_is_refused(tmp_path):
-    with pytest.raises(InvalidValue, match="has no config.json"):
+    with pytest.raises(InvalidValue, match=r"has no config\.json"):
         load_task("docs-retrieval", model_dir=tmp_path)
 
 

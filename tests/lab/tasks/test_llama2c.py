@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
-from tests.lab.tasks.conftest import write_llama2c
 
 from sparsecraft.core.errors import CheckpointError, InvalidValue
 from sparsecraft.lab.tasks import load_task
@@ -69,7 +70,7 @@ def greedy_encode(text, pieces):
         tokens += [known] if known is not None else [byte + 3 for byte in character.encode()]
     while True:
         texts = [pieces[token][0].decode() for token in tokens]
-        joined = [ids.get(a + b) for a, b in zip(texts, texts[1:], strict=False)]
+        joined = [ids.get(a + b) for a, b in pairwise(texts)]
         found = [(pieces[j][1], -at) for at, j in enumerate(joined) if j is not None]
         if not found:
             return tokens
@@ -78,8 +79,8 @@ def greedy_encode(text, pieces):
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_logits_equal_those_of_llama2c(tmp_path, tied):
-    write_llama2c(tmp_path, np.random.default_rng(1), tied=tied)
+def test_logits_equal_those_of_llama2c(write_llama2c, tmp_path, tied):
+    write_llama2c(tmp_path, tied=tied)
     binary = tmp_path / "stories260K.bin"
     folder = convert_stories260k(binary, tmp_path / "tok512.bin", tmp_path / "out")
     model = load_model(folder, "causal-lm")
@@ -94,8 +95,8 @@ def test_logits_equal_those_of_llama2c(tmp_path, tied):
 
 
 @pytest.mark.parametrize("text", ["the hand and then", "a man in the inn", "Éa the!", "", "  the"])
-def test_tokenizer_merges_as_llama2c_does(tmp_path, text):
-    write_llama2c(tmp_path, np.random.default_rng(1), tied=True)
+def test_tokenizer_merges_as_llama2c_does(write_llama2c, tmp_path, text):
+    write_llama2c(tmp_path, tied=True)
     pieces = read_pieces(tmp_path / "tok512.bin", 296)
     tokenizer = read_tokenizer(tmp_path / "tok512.bin", 296)
     ids = tokenizer.encode(text)
@@ -103,28 +104,28 @@ def test_tokenizer_merges_as_llama2c_does(tmp_path, text):
     assert tokenizer.decode(ids) == text
 
 
-def test_truncated_model_is_refused_with_both_sizes(tmp_path):
-    write_llama2c(tmp_path, np.random.default_rng(1), tied=True)
+def test_truncated_model_is_refused_with_both_sizes(write_llama2c, tmp_path):
+    write_llama2c(tmp_path, tied=True)
     binary = tmp_path / "stories260K.bin"
     data = binary.read_bytes()
     binary.write_bytes(data[:-4])
-    with pytest.raises(CheckpointError, match=f"{len(data) - 4} bytes.*asks for {len(data)}"):
+    with pytest.raises(CheckpointError, match=rf"{len(data) - 4} bytes.*asks for {len(data)}"):
         read_weights(binary)
     binary.write_bytes(b"\x07" * 64)
-    with pytest.raises(CheckpointError, match="not a llama2.c model"):
+    with pytest.raises(CheckpointError, match=r"not a llama2\.c model"):
         read_weights(binary)
 
 
 @pytest.mark.parametrize("vocabulary", [10, 297])
-def test_tokenizer_of_another_size_is_refused(tmp_path, vocabulary):
-    write_llama2c(tmp_path, np.random.default_rng(1), tied=True)
+def test_tokenizer_of_another_size_is_refused(write_llama2c, tmp_path, vocabulary):
+    write_llama2c(tmp_path, tied=True)
     with pytest.raises(CheckpointError, match=str(vocabulary)):
         read_pieces(tmp_path / "tok512.bin", vocabulary)
 
 
 def test_without_data_the_message_says_what_to_set(monkeypatch, tmp_path):
     monkeypatch.delenv("SPARSECRAFT_DATA", raising=False)
-    with pytest.raises(InvalidValue, match="SPARSECRAFT_DATA.*stories260k/"):
+    with pytest.raises(InvalidValue, match=r"SPARSECRAFT_DATA.*stories260k/"):
         load_task("stories260k")
     monkeypatch.setenv("SPARSECRAFT_DATA", str(tmp_path))
     with pytest.raises(InvalidValue, match="not there"):

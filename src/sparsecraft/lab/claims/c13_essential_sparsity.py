@@ -8,7 +8,8 @@ task stdlib-lm is fine-tuned to tell which package a few tokens of source come f
 The model has read most of these files in pre-training, without labels. Its weights are the same
 for all seeds; a seed draws the new head, the order of the training windows and the random masks,
 and arms share all but the masks. The bend of the curve is found on validation, the slopes around
-it are those of the test. The full budget also finds lottery tickets by iterative pruning and compares their masks with OMP's.
+it are those of the test. The full budget also finds lottery tickets by iterative pruning and
+compares their masks with OMP's.
 """
 
 from __future__ import annotations
