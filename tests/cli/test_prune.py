@@ -12,7 +12,7 @@ from tests.models import save_directory, tiny_gpt2, tiny_llama, tiny_mixtral
 
 import sparsecraft
 from sparsecraft.core.allocation import ERK
-from sparsecraft.model.checkpoints import load, load_mask, load_pretrained
+from sparsecraft.model.checkpoints import load, load_mask, load_pretrained, save
 
 TEXT = "the cat sat on a mat . " * 200
 
@@ -125,6 +125,22 @@ def test_method_of_ones_own(capsys, directory, tmp_path):
     keep = load_mask(out)["model.layers.0.mlp.up_proj.weight"]
     assert keep.flatten()[: keep.numel() // 2].all()
     assert not keep.flatten()[keep.numel() // 2 :].any()
+
+
+def test_compact_model_stays_compact(capsys, tmp_path):
+    model = tiny_llama()
+    mlp = model.model.layers[1].mlp  # narrower than its config says
+    for name in ("gate_proj", "up_proj"):
+        module = getattr(mlp, name)
+        module.weight, module.out_features = torch.nn.Parameter(module.weight[:40]), 40
+    mlp.down_proj.weight = torch.nn.Parameter(mlp.down_proj.weight[:, :40])
+    mlp.down_proj.in_features = 40
+    save(model, tmp_path / "model", form="compact")
+    out = tmp_path / "out"
+    assert run(capsys, "prune", tmp_path / "model", "--pattern", "2:4", "--out", out).code == 0
+    pruned = load(out)
+    assert pruned.model.layers[1].mlp.up_proj.weight.shape == (40, 32)
+    assert load_mask(out).density == 0.5
 
 
 def test_setting_given_twice(capsys, directory, tmp_path):

@@ -133,7 +133,7 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
     for key, value in [*given, *arguments.option]:
         if key in options:
             raise InvalidValue(f"{key} is given twice; give it once")
-        options[key] = fraction(value) if key == "sparsity" and isinstance(value, str) else value
+        options[key] = value
     return options
 
 
@@ -223,14 +223,18 @@ def _prune(
 
 def _save(model: nn.Module, report: PruneReport, arguments: argparse.Namespace) -> None:
     from sparsecraft.lab.tasks.pretrained import quiet
-    from sparsecraft.model.checkpoints import save
+    from sparsecraft.model.checkpoints import read_settings, save
 
+    source = Path(arguments.model)
+    # A model whose shapes its config cannot say stays one.
+    compact = source.is_dir() and read_settings(source).get("form") == "compact"
     with quiet():
         save(
             model,
             arguments.out,
             mask=report.mask,
             settings={"pruning": report.to_json()},
+            form="compact" if compact else "plain",
             overwrite=arguments.overwrite,
             extras=_side_files(arguments.model),
         )

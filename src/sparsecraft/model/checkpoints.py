@@ -146,7 +146,7 @@ def save(
     if form == "compact":
         described["modules"] = _changed_attributes(model)
     with atomic_directory(target, overwrite=overwrite) as folder:
-        _write_weights(model, folder)
+        _write_weights(model, folder, form)
         if mask is not None:
             (folder / MASKS).write_bytes(mask_bytes(mask))
         (folder / CONFIG).write_text(json.dumps(described, indent=2, default=str) + "\n")
@@ -245,12 +245,16 @@ def _loader(transformers: Any, source: str | Path, kind: str) -> Any:
     return getattr(transformers, named, None) or transformers.AutoModel
 
 
-def _write_weights(model: Any, folder: Path) -> None:
-    if hasattr(model, "save_pretrained"):
+def _write_weights(model: Any, folder: Path, form: Form) -> None:
+    if form == "plain" and hasattr(model, "save_pretrained"):
         model.save_pretrained(str(folder))
         return
     from safetensors.torch import save_model
 
+    # The compact form keeps the module's own keys, which save_pretrained renames for some models.
+    if hasattr(model, "config"):
+        model.config.architectures = [type(model).__name__]
+        model.config.save_pretrained(str(folder))
     save_model(model, str(folder / "model.safetensors"), metadata={"format": "pt"})
 
 

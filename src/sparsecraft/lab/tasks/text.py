@@ -222,19 +222,30 @@ def paragraphs(content: str) -> list[str]:
 
 
 def halves_corpus(found: Sequence[str]) -> RetrievalCorpus:
-    """Returns the corpus of paragraphs in thirds: training, validation, test."""
+    """Returns the corpus of paragraphs in thirds: training, validation, test.
+
+    Raises:
+        InvalidValue: If the first third only repeats the others, so that none of it may be used.
+    """
     third = len(found) // 3
     held_out = found[third:]
     halves = list(dict.fromkeys(_halves(text) for text in held_out))
     validation = range(len(halves) // 2)
     test = range(len(halves) // 2, len(halves))
+    training = tuple(apart(found[:third], held_out, shortest=1))
+    if not training:
+        raise InvalidValue(
+            f"The text repeats itself: each of the first {third} of its {len(found)} paragraphs "
+            "shares a passage with the rest, so nothing is left to calibrate on. Give a text that "
+            "is less alike."
+        )
     return RetrievalCorpus(
         documents=tuple(second for _, second in halves),
         queries={
             "validation": Queries(tuple(halves[i][0] for i in validation), tuple(validation)),
             "test": Queries(tuple(halves[i][0] for i in test), tuple(test)),
         },
-        training=tuple(apart(found[:third], held_out, shortest=1)),
+        training=training,
     )
 
 
