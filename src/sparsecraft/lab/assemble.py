@@ -23,7 +23,7 @@ from sparsecraft.lab.choice import (
     relative_drop,
 )
 from sparsecraft.lab.evidence.knee import bootstrap_knee, essential_sparsity
-from sparsecraft.lab.evidence.paired import Interval
+from sparsecraft.lab.evidence.paired import OVER_EXAMPLES, Interval
 from sparsecraft.lab.grid import CONTROL, Cell
 from sparsecraft.lab.report.values import percent
 from sparsecraft.lab.store import Run, RunStore, run_name
@@ -86,7 +86,11 @@ def assemble(store: RunStore) -> dict[str, Any]:
         "arms": [_arm(arm, dense, facts, timings[arm.first.arm]) for arm in arms],
         "knees": _knees(arms, dense, facts),
         "choice": choice,
-        "problems": [*_problems(arms), *finish.get("problems", [])],
+        "problems": [
+            *_problems(arms),
+            *_without_drop(arms, dense, facts),
+            *finish.get("problems", []),
+        ],
         "notes": _notes(arms, facts, timings),
         "seconds": finish.get("seconds"),
     }
@@ -178,6 +182,14 @@ def _drop(dense: Arm, arm: Arm, split: str, facts: Mapping[str, Any]) -> Interva
     return _paired(dense.values(split), arm.values(split), facts)
 
 
+def _drop_of_run(dense: Arm, arm: Arm, split: str, facts: Mapping[str, Any]) -> Interval | None:
+    """Returns the drop of the arm's first seed; dense loses nothing to itself."""
+    values = arm.runs[0].examples[split]
+    if arm.first.kind == "dense":
+        return Interval(0.0, 0.0, 0.0, 0.95, len(values), OVER_EXAMPLES)
+    return _paired(dense.values(split), values, facts)
+
+
 def _paired(dense: np.ndarray, arm: np.ndarray, facts: Mapping[str, Any]) -> Interval | None:
     with np.errstate(over="ignore"):
         if not math.isfinite(float(STATISTICS[facts["statistic"]](arm))):
@@ -202,9 +214,7 @@ def _candidates(
         if arm.failed or arm.first.method == CONTROL:
             continue
         run = arm.runs[0]
-        drops = {
-            split: _paired(dense.values(split), run.examples[split], facts) for split in SPLITS
-        }
+        drops = {split: _drop_of_run(dense, arm, split, facts) for split in SPLITS}
         if drops["validation"] is None or drops["test"] is None:
             continue
         sizes = [size for size in run.metrics["bytes"].values() if size is not None]
@@ -313,6 +323,16 @@ def _notes(
         f"Knees are where the validation score first falls by {percent(KNEE_TOLERANCE)} of dense."
     )
     return [*notes, *facts.get("notes", [])]
+
+
+def _without_drop(arms: Sequence[Arm], dense: Arm, facts: Mapping[str, Any]) -> list[str]:
+    """Returns one line for each arm whose drop cannot be stated, which keeps it from the choice."""
+    return [
+        f"{arm.first.label}: no drop can be stated, since its score is not finite or the dense one "
+        "is 0 in some resample of the examples; it takes no part in the choice"
+        for arm in arms
+        if not arm.failed and arm is not dense and _drop(dense, arm, "validation", facts) is None
+    ]
 
 
 def _interval(drop: Interval) -> dict[str, Any]:
