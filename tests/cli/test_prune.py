@@ -132,8 +132,8 @@ def test_compact_model_stays_compact(capsys, tmp_path):
     mlp = model.model.layers[1].mlp  # narrower than its config says
     for name in ("gate_proj", "up_proj"):
         module = getattr(mlp, name)
-        module.weight, module.out_features = torch.nn.Parameter(module.weight[:40]), 40
-    mlp.down_proj.weight = torch.nn.Parameter(mlp.down_proj.weight[:, :40])
+        module.weight, module.out_features = torch.nn.Parameter(module.weight[:40].clone()), 40
+    mlp.down_proj.weight = torch.nn.Parameter(mlp.down_proj.weight[:, :40].clone())
     mlp.down_proj.in_features = 40
     save(model, tmp_path / "model", form="compact")
     out = tmp_path / "out"

@@ -130,7 +130,14 @@ def test_preferences():
 def test_keeping_dense_is_an_answer():
     choice = choose([DENSE, arm("bad", drop(0.5, 0.1), speed=9.0)], 0.03)
     assert choice.winner == "dense"
-    assert any("No speed-up" in line for line in choice.lines)
+    assert choice.lines[-1].startswith("Keep dense: ")
+    assert "speed of dense" not in choice.lines[-1]
+
+
+def test_a_sparse_winner_without_speed_up_says_so():
+    small = arm("small", drop(0.0, 0.01), speed=1.0, bytes=50)
+    lines = choose([DENSE, small], 0.03, "size").lines
+    assert lines[-1] == "No speed-up was measured here."
 
 
 def test_nothing_within_the_budget():
@@ -188,6 +195,12 @@ def test_dense_beside_itself_has_no_drop():
     values = np.linspace(0.1, 1, 50)
     found = relative_drop(values, values, "mean", True)
     assert (found.low, found.estimate, found.high) == (0, 0, 0)
+
+
+def test_a_resample_that_scores_nothing_breaks_nothing():
+    dense = np.array([1.0, 0.0, 0.0, 0.0])
+    found = relative_drop(dense, np.zeros(4), "mean", True)
+    assert (found.estimate, found.low, found.high) == (1.0, 0.0, 1.0)
 
 
 def test_a_dense_model_that_scores_nothing():

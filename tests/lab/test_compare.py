@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 
 from sparsecraft.core import catalog
 from sparsecraft.core.errors import InvalidValue, NonFinite, SparsityError, StoreError, UnknownName
-from sparsecraft.lab.arms import Workbench, packed_size
+from sparsecraft.lab.arms import Workbench
 from sparsecraft.lab.compare import compare, redraw
+from sparsecraft.lab.forms import packed_size
 from sparsecraft.lab.grid import Cell, plan, validate
 from sparsecraft.lab.settings import CompareSettings
 from sparsecraft.lab.store import RunStore

@@ -11,13 +11,12 @@ from sparsecraft.cli.parser import Parser
 from sparsecraft.cli.settings_arguments import add_settings, build
 from sparsecraft.cli.terminal import console, say
 from sparsecraft.core.errors import InvalidValue
-from sparsecraft.lab.settings import CompareSettings
+from sparsecraft.lab.settings import OPTIONS, CompareSettings
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 RESUME = "The same command goes on where it stopped: finished runs are kept in --out."
-OPTIONS = {"methods": "method", "patterns": "pattern", "sparsities": "sparsity"}
 
 
 def parser() -> Parser:

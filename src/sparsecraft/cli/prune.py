@@ -155,12 +155,10 @@ def _check_calibration(arguments: argparse.Namespace, needs_data: bool) -> None:
 
 
 def _load(arguments: argparse.Namespace) -> nn.Module:
-    from sparsecraft.lab.tasks.pretrained import quiet
     from sparsecraft.model.checkpoints import load_pretrained
 
     dtype = _dtype(arguments.model, arguments.dtype)
-    with quiet():
-        return load_pretrained(arguments.model, dtype=dtype, allow_pickle=arguments.allow_pickle)
+    return load_pretrained(arguments.model, dtype=dtype, allow_pickle=arguments.allow_pickle)
 
 
 def _dtype(source: str, asked: str) -> torch.dtype:
@@ -222,22 +220,20 @@ def _prune(
 
 
 def _save(model: nn.Module, report: PruneReport, arguments: argparse.Namespace) -> None:
-    from sparsecraft.lab.tasks.pretrained import quiet
     from sparsecraft.model.checkpoints import read_settings, save
 
     source = Path(arguments.model)
     # A model whose shapes its config cannot say stays one.
     compact = source.is_dir() and read_settings(source).get("form") == "compact"
-    with quiet():
-        save(
-            model,
-            arguments.out,
-            mask=report.mask,
-            settings={"pruning": report.to_json()},
-            form="compact" if compact else "plain",
-            overwrite=arguments.overwrite,
-            extras=_side_files(arguments.model),
-        )
+    save(
+        model,
+        arguments.out,
+        mask=report.mask,
+        settings={"pruning": report.to_json()},
+        form="compact" if compact else "plain",
+        overwrite=arguments.overwrite,
+        extras=_side_files(arguments.model),
+    )
 
 
 def _side_files(source: str) -> Callable[[Path], None]:

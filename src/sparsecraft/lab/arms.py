@@ -7,9 +7,7 @@ copy from disk; what decides a model is its cell and the settings alone.
 from __future__ import annotations
 
 import copy
-import io
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -26,10 +24,11 @@ from sparsecraft.core.errors import InvalidValue, StoreError
 from sparsecraft.core.kinds import Batch, ModelWide
 from sparsecraft.core.mask import Mask
 from sparsecraft.lab.distillation import distil, steps_for
+from sparsecraft.lab.forms import NotHere, packed_size, plain_size, quantise, state_size
 from sparsecraft.lab.grid import Cell, needs_data
-from sparsecraft.lab.settings import DEMO, CompareSettings
+from sparsecraft.lab.settings import CompareSettings
 from sparsecraft.lab.store import RunStore
-from sparsecraft.lab.tasks import Task, load_task
+from sparsecraft.lab.tasks import Task
 from sparsecraft.lab.tasks.base import to_device
 from sparsecraft.model.compaction import compact
 from sparsecraft.model.files import write_atomic
@@ -43,10 +42,6 @@ Step = Callable[[int, int], None]
 STUDENT = "student.safetensors"
 GRADIENT_BATCHES = 4
 """Batches of 32 labelled examples for methods that take gradients."""
-
-
-class NotHere(InvalidValue):
-    """An arm cannot be made with this model or on this machine; the message says why."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,11 +172,9 @@ class Workbench:
             raise NotHere("torch's dynamic int8 runs on the CPU only, beside which dense was not")
         begin = time.perf_counter()
         quantised = quantise(model)
-        size = io.BytesIO()
-        torch.save(quantised.state_dict(), size)
         facts = self._facts(model, None) | {
             "prune_seconds": time.perf_counter() - begin,
-            "bytes": {"plain": size.tell(), "packed": None},
+            "bytes": {"plain": state_size(quantised), "packed": None},
             "bytes_form": "int8 state dict of torch",
         }
         return Made(model=quantised, facts=facts)
@@ -255,11 +248,13 @@ class Workbench:
     def _facts(self, model: nn.Module, mask: Mask | None) -> dict[str, Any]:
         """Returns bytes, FLOPs and the share of zeros of a float model."""
         total = sum(p.numel() for p in self.dense.parameters())
-        plain = sum(t.numel() * t.element_size() for t in _unshared(model.state_dict()).values())
         one = self.input(1)
         return {
             "sparsity_all": 0.0 if mask is None else (mask.numel - mask.kept) / total,
-            "bytes": {"plain": plain, "packed": None if mask is None else packed_size(model, mask)},
+            "bytes": {
+                "plain": plain_size(model),
+                "packed": None if mask is None else packed_size(model, mask),
+            },
             "bytes_form": "safetensors" if mask is None else "bitmask and values",
             "flops": {
                 "dense": self.dense_flops,
@@ -281,68 +276,6 @@ class Workbench:
         return [to_device(batch, self.dense) for batch in batches]
 
 
-def resolve_task(settings: CompareSettings) -> Task:
-    """Returns the task of the settings: the demo, a named one, or one made from a text.
-
-    Raises:
-        SparsityError: For an unknown name, or a model or text that cannot be used.
-    """
-    if settings.text is not None:
-        from sparsecraft.lab.tasks import text_task
-
-        return text_task(str(settings.model), settings.text)
-    options: dict[str, Any] = {} if settings.model is None else {"model_dir": settings.model}
-    name = settings.task or DEMO
-    if settings.setting == "smoke" and name == DEMO:
-        options["documents"] = 96
-    return load_task(name, **options)
-
-
-def quantise(model: nn.Module) -> nn.Module:
-    """Returns the model with torch's own dynamic int8 in place of every linear layer.
-
-    Raises:
-        NotHere: If this torch has no engine for it.
-    """
-    try:
-        from torch.ao.quantization import quantize_dynamic
-
-        with warnings.catch_warnings():
-            # Its successor is another package; what is measured is what torch itself brings.
-            warnings.simplefilter("ignore")
-            quantised = quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8).eval()
-    except (ImportError, RuntimeError, NotImplementedError) as error:
-        line = str(error).splitlines()[0]
-        raise NotHere(f"torch has no dynamic int8 on this machine: {line}") from error
-    if not any(True for _ in quantised.parameters()):
-        # Code that asks a model's first parameter for its device must find one.
-        quantised.register_parameter("no_weights", nn.Parameter(torch.empty(0), False))
-    return quantised
-
-
-def packed_size(model: nn.Module, mask: Mask) -> int:
-    """Returns the bytes of the model's tensors in the packed form, without the file's header.
-
-    Every masked tensor is a bit for each entry and the values that are kept, where that is smaller.
-    """
-    total = 0
-    for name, tensor in _unshared(model.state_dict()).items():
-        size = tensor.numel() * tensor.element_size()
-        if name in mask:
-            kept = int(mask[name].sum()) * tensor.element_size()
-            size = min(size, (tensor.numel() + 7) // 8 + kept)
-        total += size
-    return total
-
-
 def _compact_note(steps: int, seconds: float, why_not_plain: str) -> str:
     note = f"distilled in {steps} steps ({seconds:.0f} s)"
     return f"{note}; saved in compact form: {why_not_plain}" if why_not_plain else note
-
-
-def _unshared(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Returns the tensors by name, those that share memory once."""
-    first: dict[tuple[int, int], str] = {}
-    for name, tensor in state.items():
-        first.setdefault((tensor.data_ptr(), tensor.numel()), name)
-    return {name: state[name] for name in first.values()}

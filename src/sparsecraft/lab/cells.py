@@ -13,13 +13,14 @@ from typing import Any
 import torch
 
 from sparsecraft.core.errors import MissingDependency, NonFinite
-from sparsecraft.lab.arms import NotHere, Workbench, resolve_task
+from sparsecraft.lab.arms import Workbench
+from sparsecraft.lab.forms import NotHere
 from sparsecraft.lab.grid import Cell
 from sparsecraft.lab.machine import environment, peak_memory_bytes
 from sparsecraft.lab.progress import Step
-from sparsecraft.lab.settings import CompareSettings
+from sparsecraft.lab.settings import DEMO, CompareSettings
 from sparsecraft.lab.store import Run, RunStore
-from sparsecraft.lab.tasks import Scores, Task
+from sparsecraft.lab.tasks import Scores, Task, load_task, text_task
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,21 @@ class Given:
 
     fingerprint: str
     task: Task | None = field(default=None, compare=False)
+
+
+def resolve_task(settings: CompareSettings) -> Task:
+    """Returns the task of the settings: the demo, a named one, or one made from a text.
+
+    Raises:
+        SparsityError: For an unknown name, or a model or text that cannot be used.
+    """
+    if settings.text is not None:
+        return text_task(str(settings.model), settings.text)
+    options: dict[str, Any] = {} if settings.model is None else {"model_dir": settings.model}
+    name = settings.task or DEMO
+    if settings.setting == "smoke" and name == DEMO:
+        options["documents"] = 96
+    return load_task(name, **options)
 
 
 def run_cell(bench: Workbench, store: RunStore, cell: Cell, progress: Step | None = None) -> None:

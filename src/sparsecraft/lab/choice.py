@@ -30,6 +30,7 @@ Finding = Literal["within", "beyond", "undecided"]
 PREFERENCES: Final = ("speed", "size", "sparsity")
 STATISTICS: Final[Mapping[str, Callable[..., Any]]] = {"mean": np.mean, "perplexity": perplexity}
 """How a task makes its number from the values of the examples."""
+DENSE: Final = "dense"
 SHOWN: Final = 3
 
 
@@ -115,14 +116,16 @@ def relative_drop(
     if statistic not in STATISTICS:
         raise UnknownName("statistic", statistic, STATISTICS)
     sign = 1.0 if higher_is_better else -1.0
+    score = abs(float(STATISTICS[statistic](np.asarray(dense, dtype=float))))
+    if score == 0:
+        raise InvalidValue(
+            "the dense model scores 0, of which no share can be lost. Is it the right model and "
+            "text for this task?"
+        )
 
     def lost(a: float, b: float) -> float:
-        if a == 0:
-            raise InvalidValue(
-                "the dense model scores 0, of which no share can be lost. Is it the right model "
-                "and text for this task?"
-            )
-        return sign * (a - b) / abs(a)
+        # A resample of few examples can score 0 where all of them do not.
+        return sign * (a - b) / (abs(a) or score)
 
     return paired_bootstrap(dense, arm, statistic=STATISTICS[statistic], combine=lost)
 
@@ -270,6 +273,8 @@ def _undecided_line(each: Candidate, max_drop: float) -> str:
 
 def _winner_lines(winner: Candidate, max_drop: float, confirmed: bool) -> list[str]:
     drop = winner.test
+    if winner.arm == DENSE:
+        return [f"Keep dense: {size(winner.bytes)}; no other arm within the budget is better."]
     speed = "not timed" if winner.speed is None else f"{winner.speed:.2f}x the speed of dense here"
     lines = [
         f"Keep {winner.label}: {speed}, {size(winner.bytes)}, test drop "

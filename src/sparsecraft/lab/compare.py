@@ -19,14 +19,12 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from sparsecraft.core import catalog
 from sparsecraft.core.errors import InvalidValue, UnknownName
-from sparsecraft.core.mask import Mask
-from sparsecraft.lab.arms import Workbench, resolve_task
+from sparsecraft.lab.arms import Workbench
 from sparsecraft.lab.assemble import assemble, timing_name
-from sparsecraft.lab.cells import Given, run_cell, run_in_processes
+from sparsecraft.lab.cells import Given, resolve_task, run_cell, run_in_processes
 from sparsecraft.lab.choice import STATISTICS
-from sparsecraft.lab.grid import Cell, plan, validate
+from sparsecraft.lab.grid import Cell, first_seeds, plan, validate
 from sparsecraft.lab.machine import machine
 from sparsecraft.lab.progress import WorkBar
 from sparsecraft.lab.report import print_summary, write_report
@@ -34,7 +32,7 @@ from sparsecraft.lab.settings import DEMO, CompareSettings
 from sparsecraft.lab.store import RunStore, check_free, open_or_create
 from sparsecraft.lab.tasks import Task
 from sparsecraft.lab.timing import interleaved_latency
-from sparsecraft.model.checkpoints import read_settings, save
+from sparsecraft.lab.winner import keep_winner
 
 BATCH_SIZES = (1, 32)
 TIMING_SECONDS = 3.0
@@ -98,7 +96,7 @@ def compare(
             except KeyboardInterrupt:
                 _say_stopped(store, cells, bench, console, show=chosen.progress)
                 raise
-        finish = _keep_winner(bench, store, cells)
+        finish = keep_winner(bench, store, cells)
         store.write_part("finish", finish | {"seconds": time.monotonic() - begin + reused})
         record = assemble(store)
         report = write_report(record, store.directory)
@@ -153,9 +151,11 @@ def _run_all(
 ) -> None:
     """Runs every cell that the store does not have yet; the dense one first."""
     todo = [cell for cell in cells if not store.has(bench.config(cell))]
+    if cells[0] not in todo:
+        _reweigh(bench, store, cells, bar)
     for cell in cells:
         if cell not in todo:
-            bar.complete(_piece(cell), f"{_text(cell)} (kept)")
+            bar.skip(_piece(cell), f"{_text(cell)} (kept)")
     jobs = bench.settings.jobs
     side_by_side = [cell for cell in todo if cell.kind == "sparse"] if jobs > 1 else []
     for cell in todo:
@@ -174,8 +174,13 @@ def _run_here(
     with bar.piece(_piece(cell), _text(cell)) as step:
         run_cell(bench, store, cell, step)
     if cell.kind == "dense":
-        took = store.get(bench.config(cell)).metrics["seconds"]["total"]
-        bar.reweigh(_expected(cells, bench, took))
+        _reweigh(bench, store, cells, bar)
+
+
+def _reweigh(bench: Workbench, store: RunStore, cells: Sequence[Cell], bar: WorkBar) -> None:
+    """Tells the bar how long an evaluation takes, now that the dense one is known."""
+    took = store.get(bench.config(cells[0])).metrics["seconds"]["total"]
+    bar.reweigh(_expected(cells, bench, took))
 
 
 def _expected(cells: Sequence[Cell], bench: Workbench, evaluation: float) -> dict[str, float]:
@@ -189,12 +194,7 @@ def _expected(cells: Sequence[Cell], bench: Workbench, evaluation: float) -> dic
         for cell in cells
     }
     rounds = settings.rounds / 5
-    return pieces | {f"time {cell.arm}": TIMING_SECONDS * rounds for cell in _first_seeds(cells)}
-
-
-def _first_seeds(cells: Sequence[Cell]) -> list[Cell]:
-    """Returns one cell of each arm."""
-    return list({cell.arm: cell for cell in reversed(cells)}.values())[::-1]
+    return pieces | {f"time {cell.arm}": TIMING_SECONDS * rounds for cell in first_seeds(cells)}
 
 
 def _piece(cell: Cell) -> str:
@@ -209,88 +209,18 @@ def _time_all(bench: Workbench, store: RunStore, cells: Sequence[Cell], bar: Wor
     """Times every arm beside dense; what was timed on this machine before is kept."""
     inputs = {size: bench.input(size) for size in BATCH_SIZES}
     here = machine(bench.settings.device, bench.settings.dtype)
-    for cell in _first_seeds(cells):
+    for cell in first_seeds(cells):
         known = store.read_part(timing_name(cell))
         if "failed" in store.get(bench.config(cell)).metrics or (
             known is not None and known["machine"] == here
         ):
-            bar.complete(f"time {cell.arm}", f"timing {cell.label}")
+            bar.skip(f"time {cell.arm}", f"timing {cell.label}")
             continue
         with bar.piece(f"time {cell.arm}", f"timing {cell.label}"):
             model = bench.rebuild(cell, store)
             found = interleaved_latency(bench.dense, model, inputs, rounds=bench.settings.rounds)
             latency = {str(size): asdict(each) for size, each in found.items()}
             store.write_part(timing_name(cell), {"machine": here, "latency": latency})
-
-
-def _keep_winner(bench: Workbench, store: RunStore, cells: Sequence[Cell]) -> dict[str, Any]:
-    """Saves the arm that is chosen as a model directory; returns what the store notes of it."""
-    store.write_part("finish", {})
-    winner = assemble(store)["choice"]["winner"]
-    cell = next((each for each in _first_seeds(cells) if each.arm == winner), None)
-    if cell is None:
-        return {"problems": []}
-    target = store.directory / "model"
-    problem = _save(bench, store, cell, target)
-    if problem:
-        return {"problems": [problem]}
-    return {
-        "problems": [],
-        "saved_arm": cell.arm,
-        "saved_to": str(target),
-        "saved_lines": _loading_lines(bench, cell, target),
-    }
-
-
-def _save(bench: Workbench, store: RunStore, cell: Cell, target: Path) -> str:
-    """Writes the model directory of a cell; returns what stands in the way, or nothing."""
-    settings: dict[str, Any] = {"compared": cell.config(), "task": bench.task.name}
-    model, mask, form = bench.dense, None, "plain"
-    if cell.kind == "sparse":
-        made = bench.make(cell, store)
-        stored = store.get(bench.config(cell), mask=True).mask
-        mask = made.mask
-        if mask is None or stored is None or not _equal(mask, stored):
-            return (
-                f"{cell.label} was made again from its settings and came out different, so it was "
-                "not saved; the machine or the versions may have changed since its run"
-            )
-        model, settings["method"] = made.model, catalog.describe(cell.build())
-    elif cell.kind.startswith("compact"):
-        model = bench.student(store)
-        facts = store.get(bench.config(Cell(kind="compact"))).metrics
-        form = facts["form"] if hasattr(model, "config") else "plain"
-        settings["units"] = facts["units"]
-    save(
-        model,
-        target,
-        mask=mask,
-        settings=settings,
-        form="compact" if form == "compact" else "plain",
-        overwrite=True,
-        extras=bench.task.save_extras,
-    )
-    return ""
-
-
-def _equal(mask: Mask, other: Mask) -> bool:
-    return set(mask) == set(other) and all(torch.equal(mask[name], other[name]) for name in mask)
-
-
-def _loading_lines(bench: Workbench, cell: Cell, target: Path) -> list[str]:
-    if not hasattr(bench.dense, "config"):
-        loader = "its weights alone, model.safetensors: the class is your own"
-    elif read_settings(target).get("form") == "compact":
-        loader = "load it with sparsecraft.load"
-    else:
-        loader = "load it with from_pretrained or sparsecraft.load"
-    lines = [f"Saved to {target} ({loader})."]
-    if cell.kind.endswith("int8"):
-        lines.append(
-            "int8 is two lines after loading: from torch.ao.quantization import quantize_dynamic; "
-            "model = quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)"
-        )
-    return lines
 
 
 def _facts(bench: Workbench, settings: CompareSettings) -> dict[str, Any]:

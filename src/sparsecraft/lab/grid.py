@@ -85,19 +85,18 @@ class Cell:
             SparsityError: For an unknown method or pattern, or settings that contradict.
         """
         info = catalog.get(str(self.method))
+        if not issubclass(info.cls, Layerwise | ModelWide):
+            raise InvalidValue(
+                f"{info.name} is a {info.kind} method; compare takes Layerwise and ModelWide ones, "
+                "which prune a trained model. `sparsecraft methods` says which verb uses it."
+            )
         pattern = parse_pattern(str(self.pattern))
         options: dict[str, Any] = {}
         if not (self.pattern == "unstructured" and _is_unstructured_by_default(info)):
             options["pattern"] = pattern
         if pattern.fixed_density is None:
             options["sparsity"] = self.sparsity
-        built = info.cls(**options)
-        if not isinstance(built, Layerwise | ModelWide):
-            raise InvalidValue(
-                f"{info.name} is a {info.kind} method; compare takes Layerwise and ModelWide ones, "
-                "which prune a trained model. `sparsecraft methods` says which verb uses it."
-            )
-        return built
+        return info.cls(**options)
 
 
 def needs_data(method: WeightMethod) -> bool:
@@ -128,6 +127,11 @@ def plan(settings: CompareSettings) -> list[Cell]:
     if len({(cell.arm, cell.seed) for cell in cells}) < len(cells):
         raise InvalidValue(f"two of the methods {list(settings.methods)} have one name: rename one")
     return cells
+
+
+def first_seeds(cells: Sequence[Cell]) -> list[Cell]:
+    """Returns one cell of each arm."""
+    return list({cell.arm: cell for cell in reversed(cells)}.values())[::-1]
 
 
 def validate(

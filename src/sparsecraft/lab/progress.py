@@ -98,6 +98,11 @@ class WorkBar:
             left = f", {duration(self.left)} left" if count < of else ""
             self.console.print(f"[{count}/{of}] {label}{left}", markup=False, highlight=False)
 
+    def skip(self, name: str, label: str) -> None:
+        """Counts a piece that was done before; it says nothing of the pace."""
+        self.pieces[name] = 0.0
+        self.complete(name, label)
+
     def _draw(self, label: str) -> None:
         share = self.finished / (sum(self.pieces.values()) or 1.0)
         left = f"{duration(self.left)} left" if self.finished > 0 else ""

@@ -152,12 +152,16 @@ class CompareSettings:
                 words.append(_quoted(str(value)))
                 continue
             text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-            option = f"--{_OPTIONS.get(field.name, field.name).replace('_', '-')}"
+            option = f"--{OPTIONS.get(field.name, field.name).replace('_', '-')}"
             words.append(option if value is True else f"{option} {_quoted(text)}")
         return " ".join(words)
 
 
-_OPTIONS = {"methods": "method", "patterns": "pattern", "sparsities": "sparsity"}
+OPTIONS: Final[Mapping[str, str]] = {
+    "methods": "method",
+    "patterns": "pattern",
+    "sparsities": "sparsity",
+}
 
 
 def source_digest(name: str) -> str:

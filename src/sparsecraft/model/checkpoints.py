@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from sparsecraft.core.errors import CheckpointError, MissingDependency
 from sparsecraft.core.mask import Mask
 from sparsecraft.model.files import atomic_directory, refuse_existing
+from sparsecraft.model.packed import safetensors_bytes
 
 CONFIG = "sparsecraft_config.json"
 MASKS = "masks.safetensors"
@@ -63,7 +65,8 @@ def load_pretrained(
     loader = _loader(transformers, source, kind)
     extra = {} if allow_pickle else {"use_safetensors": True}
     try:
-        model = loader.from_pretrained(str(source), dtype=dtype, **extra)
+        with quiet():
+            model = loader.from_pretrained(str(source), dtype=dtype, **extra)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"could not load {source}: {error}") from error
     return model.eval()
@@ -105,9 +108,7 @@ def read_mask(path: Path) -> Mask:
 
 def mask_bytes(mask: Mask) -> bytes:
     """Returns the content of a mask file: safetensors, one bit an entry."""
-    from safetensors.torch import save
-
-    return save(*mask.packed())
+    return safetensors_bytes(*mask.packed())
 
 
 def save(
@@ -246,12 +247,23 @@ def _loader(transformers: Any, source: str | Path, kind: str) -> Any:
 
 
 def _write_weights(model: Any, folder: Path, form: Form) -> None:
-    if form == "plain" and hasattr(model, "save_pretrained"):
-        model.save_pretrained(str(folder))
-        return
+    from safetensors import SafetensorError
+
+    try:
+        if form == "plain" and hasattr(model, "save_pretrained"):
+            with quiet():
+                model.save_pretrained(str(folder))
+        else:
+            _write_own_keys(model, folder)
+    except SafetensorError as error:
+        # The library's own error for a disk that is full; atomic_directory reports it.
+        raise OSError(str(error)) from error
+
+
+def _write_own_keys(model: Any, folder: Path) -> None:
+    """Writes config and weights with the module's keys, which save_pretrained renames for some."""
     from safetensors.torch import save_model
 
-    # The compact form keeps the module's own keys, which save_pretrained renames for some models.
     if hasattr(model, "config"):
         model.config.architectures = [type(model).__name__]
         model.config.save_pretrained(str(folder))
@@ -315,6 +327,20 @@ def _tied_names(model: nn.Module) -> set[str]:
 
 def _from_config(config: Any, cls: Any) -> nn.Module:
     return cls(config) if isinstance(cls, type) else cls.from_config(config)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps transformers from drawing progress bars, and restores the caller's setting."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _transformers() -> Any:

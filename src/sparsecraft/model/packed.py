@@ -8,6 +8,7 @@ not shrink stands there as it is. The shapes are in the metadata, as JSON.
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -102,10 +103,24 @@ def load_packed(path: Path) -> dict[str, Tensor]:
         return unpack_state(tensors, file.metadata() or {})
 
 
-def _serialised(model: nn.Module) -> bytes:
+def safetensors_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """Returns the content of a safetensors file, the same bytes for the same tensors.
+
+    The format leaves the order of the metadata open, and its library writes them in any.
+    """
     from safetensors.torch import save
 
-    return save(*pack_state(model.state_dict()))
+    data = save(dict(tensors), dict(metadata))
+    (length,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text + data[8 + length :]
+
+
+def _serialised(model: nn.Module) -> bytes:
+    return safetensors_bytes(*pack_state(model.state_dict()))
 
 
 def _shrinks(keep: Tensor, item: int) -> bool:

@@ -128,6 +128,14 @@ def test_slopes_are_those_of_the_test_around_the_bend_of_validation():
     assert found["knee"] == pytest.approx(0.6 + 0.3 * 0.009 / 0.6)
 
 
+def test_a_curve_that_only_rises_has_no_steep_slope():
+    rising = {0.0: 0.6, 0.3: 0.64, 0.6: 0.66, 0.9: 0.66}
+    rows = curve_rows(rising, "validation accuracy") + curve_rows(rising, "accuracy")
+    found = {row.metric: row.value for row in c13.bends(rows)}
+    assert found["slope before"] < 0
+    assert found[c13.EXCESS] <= 1e-9
+
+
 def tiny_classifier(seed=0):
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sparsecraft.core.errors import CheckpointError
 from sparsecraft.lab.tasks import pretrained
+from sparsecraft.model.checkpoints import quiet
 
 HEADER = struct.Struct("<7i")
 UNKNOWN, BOS, EOS, FIRST_BYTE = 0, 1, 2, 3
@@ -155,7 +156,7 @@ def convert_stories260k(
             f"{bin_path} does not fill a Llama: missing {missing}, left over {unexpected}."
         )
     folder = Path(out_dir)
-    with pretrained.quiet():
+    with quiet():
         model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

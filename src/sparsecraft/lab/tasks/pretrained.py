@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,8 +35,7 @@ def load_model(source: str | Path, kind: ModelKind) -> nn.Module:
         kind: "embedding" for the bare encoder, "causal-lm" for a model with its head.
     """
     transformers_library(f"Loading {source}")
-    with quiet():
-        return load_pretrained(source, kind=kind)
+    return load_pretrained(source, kind=kind)
 
 
 def load_tokenizer(source: str | Path) -> Any:
@@ -102,20 +99,6 @@ def pooling_of(directory: Path) -> Literal["mean", "cls"]:
         f"{path} asks for a pooling that is not supported; 'mean' and 'cls' are. Other poolings "
         "need a task of your own."
     )
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keeps transformers from drawing progress bars, and restores the caller's setting."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def _local(source: str | Path) -> dict[str, bool]:

@@ -96,6 +96,12 @@ class PretrainedCausalTask(CausalTask):
         test = without(self._cut("test", MOST_WINDOWS))
         validation = without(self._cut("validation", MOST_WINDOWS // 2), test)
         training = without(self._cut("training", None), validation, test)
+        if not len(training) or not len(validation):
+            raise InvalidValue(
+                f"The text for {self.name} repeats itself: its windows of {self.context} tokens "
+                "are the same in all parts, so nothing is left to calibrate or choose on. Give a "
+                "text that is less alike."
+            )
         return {"training": training, "validation": validation, "test": test}
 
     def load_model(self) -> nn.Module:

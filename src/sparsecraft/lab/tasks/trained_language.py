@@ -24,6 +24,7 @@ from sparsecraft.lab.tasks.language import (
     without,
 )
 from sparsecraft.lab.tasks.training import Fit, fit, seeded
+from sparsecraft.model.checkpoints import quiet
 
 END = "<|end|>"
 PARTS: tuple[Part, Part, Part] = ("training", "validation", "test")
@@ -160,7 +161,7 @@ class TrainedCausalTask(CausalTask):
         batches = window_batches(self.windows["training"], schedule.batch_size, schedule.seed)
         model = seeded(lambda: build_llama(self.size), schedule.seed)
         fit(model, batches, next_token_loss, schedule, self.name)
-        with pretrained.quiet():
+        with quiet():
             model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
