@@ -118,6 +118,13 @@ def test_speeds_that_cannot_be_told_apart_are_decided_by_size_then_quality():
     assert choose([DENSE, big, small, better, slower], 0.03).winner == "better"
 
 
+def test_a_few_bytes_do_not_outweigh_quality():
+    worse = arm("worse", drop(0.02, 0.005), bytes=9999)
+    better = arm("better", drop(0.01, 0.005), bytes=10000)
+    arms = [dataclasses.replace(DENSE, bytes=20000), worse, better]
+    assert {choose(arms, 0.03, each).winner for each in ("speed", "size", "sparsity")} == {"better"}
+
+
 def test_preferences():
     fast = arm("fast", drop(0.01, 0.01), speed=3.0, bytes=50)
     small = arm("small", drop(0.01, 0.01), speed=2.0, bytes=10)

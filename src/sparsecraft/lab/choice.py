@@ -31,6 +31,8 @@ PREFERENCES: Final = ("speed", "size", "sparsity")
 STATISTICS: Final[Mapping[str, Callable[..., Any]]] = {"mean": np.mean, "perplexity": perplexity}
 """How a task makes its number from the values of the examples."""
 DENSE: Final = "dense"
+SAME: Final = 0.005
+"""Sizes nearer than this share, and sparsities nearer than this, count as equal."""
 SHOWN: Final = 3
 
 
@@ -219,19 +221,22 @@ def parse_share(text: str | float) -> float:
 
 
 def _best(within: Sequence[Candidate], prefer: Prefer) -> Candidate:
-    """Returns the best by preference, ties broken by size, then by quality, then by order."""
-
-    def tie(each: Candidate) -> tuple[float, ...]:
-        return (each.bytes, each.validation.estimate)
-
+    """Returns the best by preference; ties go to the smaller one, then to the better one."""
     if prefer == "size":
-        return min(within, key=tie)
+        return _smallest(within)
     if prefer == "sparsity":
-        return min(within, key=lambda each: (-each.sparsity, *tie(each)))
+        sparsest = max(each.sparsity for each in within)
+        return _smallest([each for each in within if each.sparsity >= sparsest - SAME])
     fastest = max(within, key=lambda each: each.speed or 0.0)
     bar = fastest.speed_low if fastest.speed_low is not None else fastest.speed or 0.0
-    as_fast = [each for each in within if (each.speed_high or each.speed or 0.0) >= bar]
-    return min(as_fast, key=tie)
+    return _smallest([each for each in within if (each.speed_high or each.speed or 0.0) >= bar])
+
+
+def _smallest(equals: Sequence[Candidate]) -> Candidate:
+    """Returns the best on validation among those of the least size, but for a few bytes."""
+    least = min(each.bytes for each in equals)
+    small = [each for each in equals if each.bytes <= least * (1 + SAME)]
+    return min(small, key=lambda each: each.validation.estimate)
 
 
 def _count_line(
