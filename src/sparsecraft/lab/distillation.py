@@ -12,6 +12,7 @@ Reference:
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -69,12 +70,14 @@ def steps_for(
     loss = _Matching(task, student, teacher)
     batches = list(islice(task.training_batches(batch_size, seed), PROBES))
     loss(batches[0]).backward()
-    begin = time.perf_counter()
+    took = []
     for batch in batches[1:]:
+        begin = time.perf_counter()
         loss(batch).backward()
+        took.append(time.perf_counter() - begin)
     for parameter in student.parameters():
         parameter.grad = None
-    each = (time.perf_counter() - begin) / (PROBES - 1)
+    each = statistics.median(took)
     return max(1, round(seconds / each))
 
 

@@ -79,6 +79,11 @@ def _loading_lines(bench: Workbench, cell: Cell, target: Path) -> list[str]:
     else:
         loader = "load it with from_pretrained or sparsecraft.load"
     lines = [f"Saved to {target} ({loader})."]
+    if cell.kind == "sparse":
+        lines.append(
+            "That folder is plain, zeros included, so that anything loads it; the bytes named are "
+            "those of the packed form: sparsecraft.model.packed.save_packed(model, path)."
+        )
     if cell.kind.endswith("int8"):
         lines.append(
             "int8 is two lines after loading: from torch.ao.quantization import quantize_dynamic; "

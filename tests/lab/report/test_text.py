@@ -16,26 +16,29 @@ from sparsecraft.lab.report.text import (
 )
 
 
-def timed(ratio, *, method="wanda", high=None):
+def timed(ratio, *, method="wanda", low=None, high=None):
+    times = {"ms": 10 / ratio, "dense_ms": 10.0, "ratio": ratio}
     return {
         "method": method,
-        "latency": {"1": {"ms": 10 / ratio, "ms_high": high, "dense_ms": 10.0, "ratio": ratio}},
+        "latency": {"1": {**times, "ratio_low": low, "ratio_high": high}},
     }
 
 
 @pytest.mark.parametrize(
-    ("ratio", "high", "kind"),
+    ("ratio", "low", "high", "kind"),
     [
-        (1.5, 7.0, "faster"),
-        (1.5, 10.5, "none"),
-        (1.049, None, "faster"),
-        (1.044, None, "none"),
-        (0.98, None, "none"),
-        (0.8, None, "slower"),
+        (1.5, 1.2, 1.9, "faster"),
+        (1.5, 0.97, 1.9, "none"),
+        (1.049, None, None, "faster"),
+        (1.044, None, None, "none"),
+        (0.98, None, None, "none"),
+        (0.8, 0.7, 0.99, "slower"),
+        (0.8, 0.7, 1.1, "none"),
+        (0.8, None, None, "slower"),
     ],
 )
-def test_speed_is_claimed_only_beyond_its_interval(ratio, high, kind):
-    assert speed_class(timed(ratio, high=high), "1") == kind
+def test_speed_is_claimed_only_where_every_round_agrees(ratio, low, high, kind):
+    assert speed_class(timed(ratio, low=low, high=high), "1") == kind
 
 
 def test_ratio_is_dense_time_over_own_time_where_not_given():

@@ -108,7 +108,7 @@ _ARM_VALUES: dict[tuple[str, str], tuple[str, ...]] = {
     **{
         ("", f"latency_{key}_batch_{batch}"): ("latency", batch, key)
         for batch in BATCHES
-        for key in ("ms", "ms_low", "ms_high", "dense_ms", "ratio")
+        for key in ("ms", "ms_low", "ms_high", "dense_ms", "ratio", "ratio_low", "ratio_high")
     },
     **{("", f"examples_per_second_batch_{batch}"): ("throughput", batch) for batch in BATCHES},
 }

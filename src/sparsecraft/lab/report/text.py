@@ -42,22 +42,21 @@ WIDE = 96
 def speed_class(arm: Arm, batch: str) -> str:
     """Returns "reference", "untimed", "faster", "none" or "slower".
 
-    Faster means at least 1.05 times dense, with dense slower than the whole interval of the
-    arm's milliseconds; everything else down to 0.95 counts as no speed-up.
+    Faster means at least 1.05 times dense, in every round of the timing; slower means less than
+    0.95 times dense in every round. Everything else counts as no speed-up.
     """
     if is_dense(arm):
         return "reference"
     ratio = speed_ratio(arm, batch)
     if ratio is None:
         return "untimed"
-    slowest = number(arm, "latency", batch, "ms_high")
-    dense = number(arm, "latency", batch, "dense_ms")
-    certain = slowest is None or dense is None or dense > slowest
     # Judged as it is shown, with two decimals, so that no page says "1.05x, no speed-up".
     shown = round(ratio, 2)
-    if shown >= SPEED_UP and certain:
+    lowest = number(arm, "latency", batch, "ratio_low")
+    highest = number(arm, "latency", batch, "ratio_high")
+    if shown >= SPEED_UP and (lowest is None or lowest > 1):
         return "faster"
-    return "slower" if shown < SLOW_DOWN else "none"
+    return "slower" if shown < SLOW_DOWN and (highest is None or highest < 1) else "none"
 
 
 def speed_words(arm: Arm, batch: str) -> str:
