@@ -78,10 +78,16 @@ def test_interruption_says_how_to_resume(tmp_path):
     model = save_directory(tiny_llama(), tmp_path / "model")
     command = [sys.executable, "-m", "sparsecraft", "prune", str(model), "--method", "wanda"]
     command += ["--calibration", str(pipe), "--out", str(tmp_path / "out")]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    # Where the tests run in the background the shell ignores interrupts, and children inherit that.
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     writer = _open_when_read(pipe, process)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate()
+    _, err = process.communicate(timeout=120)
     os.close(writer)
     assert process.returncode == 130
     assert "interrupted. Nothing was written" in err

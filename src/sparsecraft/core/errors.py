@@ -88,7 +88,7 @@ def check_sparsity(sparsity: float) -> float:
     """
     value = float(sparsity)
     if not 0.0 <= value < 1.0:
-        hint = f" For {value:g} % write {value / 100:g}." if 1.0 < value <= 99.9 else ""
+        hint = f" For {value:g} % write {value / 100:g}." if 2.0 <= value <= 99.9 else ""
         raise InvalidValue(
             f"sparsity={sparsity!r} is not allowed: it is the fraction of zeros, in [0, 1).{hint}"
         )
