@@ -86,6 +86,13 @@ def test_an_undecided_arm_on_the_budget_gets_no_number():
     assert any("no number of examples" in line for line in choose([DENSE, level], 0.03).lines)
 
 
+def test_an_undecided_arm_near_the_budget_gets_a_bound_and_no_absurd_number():
+    near = arm("near", drop(0.0299, 0.03), speed=4.0)
+    lines = choose([DENSE, near], 0.03).lines
+    assert examples_needed(near.validation, 0.03) > 100 * near.validation.n
+    assert any(f"over {100 * near.validation.n:,} validation examples" in line for line in lines)
+
+
 def test_the_test_half_reports_and_does_not_choose():
     unlucky = arm("unlucky", drop(0.01, 0.01), speed=2.0, test=drop(0.04, 0.01, n=1100))
     choice = choose([DENSE, unlucky], 0.03)

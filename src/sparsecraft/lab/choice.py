@@ -34,6 +34,8 @@ DENSE: Final = "dense"
 SAME: Final = 0.005
 """Sizes nearer than this share, and sparsities nearer than this, count as equal."""
 SHOWN: Final = 3
+MOST_NAMED: Final = 100
+"""A number of examples beyond this many times those at hand is an extrapolation too far."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,11 +267,15 @@ def _undecided_lines(
 def _undecided_line(each: Candidate, max_drop: float) -> str:
     drop = each.validation
     needed = examples_needed(drop, max_drop)
-    about = (
-        f"about {needed:,} validation examples would decide"
-        if needed is not None
-        else "no number of examples can be named: the drop equals the budget"
-    )
+    if needed is None:
+        about = "no number of examples can be named: the drop equals the budget"
+    elif needed > MOST_NAMED * drop.n:
+        about = (
+            "the drop lies so near the budget that over "
+            f"{MOST_NAMED * drop.n:,} validation examples would be needed"
+        )
+    else:
+        about = f"about {needed:,} validation examples would decide"
     return (
         f"The data cannot decide on {each.label}: validation drop "
         f"{interval(drop.estimate, drop.low, drop.high)}; {about} ({drop.n} here)."
