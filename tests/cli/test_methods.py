@@ -51,7 +51,8 @@ def test_example_is_a_command_that_parses(name):
 
     words = example(catalog.get(name)).split()
     verb = {"prune": prune, "methods": methods}[words[1]]
-    verb.parser().parse_args(words[2:])
+    parsed = verb.parser().parse_args(words[2:])
+    assert name in vars(parsed).values()
 
 
 def test_written_reference_is_that_of_the_catalog():

@@ -34,22 +34,27 @@ def test_bert_global_masks(sparsity):
         assert torch.equal(pruned[name].mask, mask), name
 
 
-def layerwise(name, magnitude, density):
+def differing_layers(name, magnitude, density):
+    """Returns the layers whose mask is not the official one."""
     weights = matrices(ARRAYS["opt_weights_flat"], OPT_SHAPES)
-    for layer, mask in official_masks(name, OPT_SHAPES).items():
-        pruned = magnitude.prune(weights[layer], Layer(name=layer, density=density))
-        assert torch.equal(pruned.mask, mask), layer
+    return [
+        layer
+        for layer, mask in official_masks(name, OPT_SHAPES).items()
+        if not torch.equal(
+            magnitude.prune(weights[layer], Layer(name=layer, density=density)).mask, mask
+        )
+    ]
 
 
 def test_opt_half_of_each_matrix():
-    layerwise("opt_mask_layerwise_0.5", Magnitude(), 0.5)
+    assert differing_layers("opt_mask_layerwise_0.5", Magnitude(), 0.5) == []
 
 
 @pytest.mark.parametrize(("pruned", "of"), [(2, 4), (1, 4), (4, 8)])
 def test_opt_in_groups(pruned, of):
     pattern = NM(keep=of - pruned, of=of)
     name = f"opt_mask_nm_prune{pruned}of{of}"
-    layerwise(name, Magnitude(pattern=pattern), pattern.fixed_density)
+    assert differing_layers(name, Magnitude(pattern=pattern), pattern.fixed_density) == []
 
 
 @pytest.mark.parametrize("sparsity", [0.5, 0.9])

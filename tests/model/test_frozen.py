@@ -108,6 +108,10 @@ def test_a_loaded_optimiser_state_is_cleared():
     optimizer.load_state_dict(state)
     train(model, optimizer, steps=1)
     mask.verify(dict(model.named_parameters()))
+    for key, keep in mask.items():
+        momentum = optimizer.state[model.get_parameter(key)]["momentum_buffer"]
+        assert (momentum[~keep] == 0).all()
+        assert (momentum[keep] != 0).any()
 
 
 def test_gradients_set_by_hand_are_masked():
@@ -118,8 +122,9 @@ def test_gradients_set_by_hand_are_masked():
     for p in model.parameters():
         p.grad = torch.ones_like(p)
     optimizer.step()
-    mask.verify({name: model.get_parameter(name).grad for name in mask})
     mask.verify(dict(model.named_parameters()))
+    for name, keep in mask.items():
+        assert torch.equal(model.get_parameter(name).grad, keep.float())
 
 
 def test_a_closure_is_masked_too():
@@ -128,16 +133,19 @@ def test_a_closure_is_masked_too():
     mask = some_mask(model)
     hold_mask(model, mask, optimizer)
     x, y = torch.randn(16, 6), torch.randint(3, (16,))
+    losses = []
 
     def closure():
         optimizer.zero_grad()
         loss = F.cross_entropy(model(x), y)
         loss.backward()
         mask.verify({name: model.get_parameter(name).grad for name in mask})
+        losses.append(loss.item())
         return loss
 
     optimizer.step(closure)
     mask.verify(dict(model.named_parameters()))
+    assert losses[-1] < losses[0]
 
 
 def test_remove_lets_go():
