@@ -10,6 +10,8 @@ __version__ = "0.1.0"
 # Loaded when first asked for, so that `import sparsecraft` costs next to nothing.
 _PUBLIC = {
     "prune": "sparsecraft.model.pruning",
+    "Sparsifier": "sparsecraft.model.sparsifier",
+    "SparsifierCallback": "sparsecraft.model.trainer_callback",
     "load": "sparsecraft.model.checkpoints",
     "compact": "sparsecraft.model.compaction",
     "compare": "sparsecraft.lab.compare",
@@ -19,12 +21,25 @@ _PUBLIC = {
     "SparsityError": "sparsecraft.core.errors",
 }
 
-__all__ = ["Mask", "SparsityError", "compact", "compare", "load", "methods", "prune", "reproduce"]
+__all__ = [
+    "Mask",
+    "Sparsifier",
+    "SparsifierCallback",
+    "SparsityError",
+    "compact",
+    "compare",
+    "load",
+    "methods",
+    "prune",
+    "reproduce",
+]
 
 if TYPE_CHECKING:
     from sparsecraft.core import catalog as methods
     from sparsecraft.core.errors import SparsityError
     from sparsecraft.core.mask import Mask
+    from sparsecraft.model.sparsifier import Sparsifier
+    from sparsecraft.model.trainer_callback import SparsifierCallback
 
 
 def __getattr__(name: str) -> Any:

@@ -97,7 +97,7 @@ class Mask(Mapping[str, Tensor]):
         Raises:
             InvalidValue: If a name is missing or a shape differs; nothing is changed then.
         """
-        self._check(parameters)
+        self.check(parameters)
         for name, keep in self.tensors.items():
             parameters[name].masked_fill_(~keep.to(parameters[name].device), 0)
 
@@ -107,7 +107,7 @@ class Mask(Mapping[str, Tensor]):
         Raises:
             InvalidValue: Naming each parameter whose pruned entries came back to life.
         """
-        self._check(parameters)
+        self.check(parameters)
         alive = {}
         for name, keep in self.tensors.items():
             revived = int((parameters[name].detach()[~keep.to(parameters[name].device)] != 0).sum())
@@ -125,7 +125,7 @@ class Mask(Mapping[str, Tensor]):
 
         Independent masks of densities a and b have about sqrt(a * b).
         """
-        self._check(other)
+        self.check(other)
         both = sum(int((keep & other[name]).sum()) for name, keep in self.tensors.items())
         mine = self.kept
         theirs = sum(int(other[name].sum()) for name in self.tensors)
@@ -158,7 +158,8 @@ class Mask(Mapping[str, Tensor]):
             raise InvalidValue("mask file: the tensors and the shapes in its metadata differ")
         return cls({name: unpack_bits(bits[name], tuple(shape)) for name, shape in shapes.items()})
 
-    def _check(self, tensors: Mapping[str, Tensor]) -> None:
+    def check(self, tensors: Mapping[str, Tensor]) -> None:
+        """Raises InvalidValue unless every mask has its tensor, of the same shape."""
         missing = [name for name in self.tensors if name not in tensors]
         if missing:
             raise InvalidValue(

@@ -45,6 +45,15 @@ class Pattern(ABC):
             bool (outputs, inputs).
         """
 
+    def tensor_mask(self, scores: Tensor, density: float) -> Tensor:
+        """Returns the bool mask of a weight in its own shape.
+
+        Args:
+            scores: (outputs, inputs, *kernel).
+            density: Fraction kept, in (0, 1].
+        """
+        return self.mask(as_matrix(scores), density).view(scores.shape)
+
     def global_masks(self, scores: Sequence[Tensor], density: float) -> list[Tensor]:
         """Returns one mask for each matrix, the budget being shared by all of them.
 
@@ -143,6 +152,14 @@ class NM(Pattern):
             )
         self.check((scores.shape[0], scores.shape[1]))
         return nm_mask(scores, self.keep, self.of)
+
+    def tensor_mask(self, scores: Tensor, density: float | None = None) -> Tensor:
+        """Returns the mask of a weight; the groups of a convolution run over input channels."""
+        if scores.dim() == 2:
+            return self.mask(scores, density)
+        last = scores.movedim(1, -1)  # (outputs, *kernel, inputs)
+        kept = self.mask(last.reshape(-1, last.shape[-1]), density)
+        return kept.view(last.shape).movedim(-1, 1).contiguous()
 
     def global_masks(self, scores: Sequence[Tensor], density: float) -> list[Tensor]:
         """Returns the mask of each matrix; every group has the same budget anyway."""

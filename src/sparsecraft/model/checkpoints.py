@@ -27,7 +27,9 @@ CONFIG = "sparsecraft_config.json"
 MASKS = "masks.safetensors"
 _VERSION = 1
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "model.pth")
-Form = Literal["plain", "compact"]
+Form = Literal["plain", "compact", "augmented"]
+TRAINING_SETTINGS = {"version": _VERSION, "form": "training"}
+"""What marks a folder as a checkpoint in the middle of a training."""
 
 
 def load_pretrained(
@@ -54,6 +56,11 @@ def load_pretrained(
     path = Path(source)
     if path.is_dir():
         settings = read_settings(path)
+        if settings.get("form") == "training":
+            raise CheckpointError(
+                f"{path} is a checkpoint in the middle of a sparse training: its weights are raw, "
+                "not those of a finished model. Resume the training and finalize it."
+            )
         _check_directory(path, allow_pickle=allow_pickle)
         if settings.get("form") == "compact":
             return _load_compact(path, settings, dtype)
@@ -81,6 +88,11 @@ def load(directory: str | Path, *, dtype: torch.dtype = torch.float32) -> nn.Mod
         CheckpointError: If the directory cannot be read, or pruned weights are not zero.
     """
     path = Path(directory)
+    if path.is_file():
+        raise CheckpointError(
+            f"{path} is a file, perhaps a checkpoint of a training that is to be resumed and "
+            "finalized; give the directory of a finished model"
+        )
     if not path.is_dir():
         raise CheckpointError(f"there is no directory {path}")
     model = load_pretrained(path, dtype=dtype)

@@ -2,12 +2,13 @@
 
 The weights are set to zero after every step, whatever momentum or weight decay did to them; their
 gradients are zero from the moment they are computed, so that clipping by a global norm sees only
-the survivors; and their moments are zero, so that they carry nothing if they ever return.
+the survivors; and their moments are zero, so that they carry nothing if they ever return. Where
+parameters are sharded over ranks (FSDP2), each rank holds its part.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -18,19 +19,64 @@ from torch.utils.hooks import RemovableHandle
 
 from sparsecraft.core.errors import InvalidValue
 from sparsecraft.core.mask import Mask
+from sparsecraft.model.sharding import local, part_of
 
 
 class HeldMask:
     """A mask that an optimiser cannot break, until `remove` is called.
 
     Args:
-        mask: What is held.
-        handles: The hooks that hold it.
+        parameters: The masked parameters by name.
+        mask: What is kept.
+        optimizer: Whose moments are cleared.
+        collects: Whether the present step also wants the gradients of pruned weights, asked in
+            every backward pass; they are summed in `dense`.
     """
 
-    def __init__(self, mask: Mask, handles: list[RemovableHandle]) -> None:
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        mask: Mask,
+        optimizer: Optimizer,
+        collects: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.parameters = parameters
+        self.optimizer = optimizer
+        self.collects = collects
+        self.dense: dict[str, Tensor] = {}
+        self.replace(mask)
+        self._handles: list[RemovableHandle] = [
+            parameter.register_post_accumulate_grad_hook(self._clearing(name))
+            for name, parameter in parameters.items()
+            if parameter.requires_grad
+        ]
+
+    @torch.no_grad()
+    def replace(self, mask: Mask) -> None:
+        """Holds another mask from now on; weights and moments outside it become zero."""
         self.mask = mask
-        self._handles = handles
+        self._gone = {name: part_of(~mask[name], p) for name, p in self.parameters.items()}
+        self.clear_gradients()
+        self.clear_weights()
+
+    @torch.no_grad()
+    def clear_gradients(self, *_: Any) -> None:
+        """Sets the gradients of pruned weights to zero."""
+        for name, gone in self._gone.items():
+            gradient = self.parameters[name].grad
+            if gradient is not None:
+                local(gradient).masked_fill_(gone, 0)
+
+    @torch.no_grad()
+    def clear_weights(self, *_: Any) -> None:
+        """Sets pruned weights and their moments to zero."""
+        for name, gone in self._gone.items():
+            local(self.parameters[name]).masked_fill_(gone, 0)
+            clear_moments(self.optimizer, self.parameters[name], gone)
+
+    def also(self, handles: list[RemovableHandle]) -> None:
+        """Removes these hooks too when the mask is let go."""
+        self._handles += handles
 
     def remove(self) -> None:
         """Lets go: pruned weights train again. Calling it twice does no harm."""
@@ -47,6 +93,20 @@ class HeldMask:
         trace: TracebackType | None,
     ) -> None:
         self.remove()
+
+    def _clearing(self, name: str) -> Callable[[Tensor], None]:
+        @torch.no_grad()
+        def clear(parameter: Tensor) -> None:
+            if parameter.grad is None:
+                return
+            gradient, gone = local(parameter.grad), self._gone[name]
+            if self.collects():
+                # What earlier passes left outside the mask is zero: this is the present pass's.
+                fresh = gradient.masked_fill(~gone, 0)
+                self.dense[name] = self.dense[name] + fresh if name in self.dense else fresh
+            gradient.masked_fill_(gone, 0)
+
+        return clear
 
 
 @torch.no_grad()
@@ -75,53 +135,37 @@ def hold_mask(model: nn.Module, mask: Mask, optimizer: Optimizer) -> HeldMask:
         0.0
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    _check_owned(mask, parameters, optimizer)
-    mask.apply_(parameters)
-    pruned = {parameters[name]: ~keep.to(parameters[name].device) for name, keep in mask.items()}
-
-    def clear_gradients(*_: Any) -> None:
-        for parameter, gone in pruned.items():
-            if parameter.grad is not None:
-                parameter.grad.masked_fill_(gone, 0)
-
-    def clear_weights(*_: Any) -> None:
-        with torch.no_grad():
-            for parameter, gone in pruned.items():
-                parameter.masked_fill_(gone, 0)
-                _clear_moments(optimizer, parameter, gone)
-
-    clear_gradients()
-    clear_weights()  # and the moments that a dense phase may have left
-    handles = [
-        optimizer.register_step_pre_hook(clear_gradients),
-        optimizer.register_step_post_hook(clear_weights),
-    ]
-    handles += [
-        parameter.register_post_accumulate_grad_hook(_clearing(gone))
-        for parameter, gone in pruned.items()
-        if parameter.requires_grad
-    ]
-    return HeldMask(mask, handles)
+    check_owned(mask, parameters, optimizer)
+    mask.check(parameters)
+    held = HeldMask({name: parameters[name] for name in mask}, mask, optimizer)
+    held.also(
+        [
+            optimizer.register_step_pre_hook(held.clear_gradients),
+            optimizer.register_step_post_hook(held.clear_weights),
+        ]
+    )
+    return held
 
 
-def _clearing(gone: Tensor) -> Callable[[Tensor], None]:
-    def clear(parameter: Tensor) -> None:
-        if parameter.grad is not None:
-            parameter.grad.masked_fill_(gone, 0)
+def clear_moments(optimizer: Optimizer, parameter: Tensor, gone: Tensor) -> None:
+    """Sets every per-weight entry of the optimiser's state to zero where the weight is gone.
 
-    return clear
-
-
-def _clear_moments(optimizer: Optimizer, parameter: Tensor, gone: Tensor) -> None:
-    """Sets every per-weight entry of the optimiser's state to zero where the weight is pruned."""
+    Args:
+        optimizer: Whose state.
+        parameter: The parameter, plain or sharded.
+        gone: bool of this rank's part, True where cleared.
+    """
     for value in optimizer.state.get(parameter, {}).values():
         if isinstance(value, Tensor) and value.shape == parameter.shape:
-            value.masked_fill_(gone, 0)
+            local(value).masked_fill_(gone, 0)
 
 
-def _check_owned(mask: Mask, parameters: dict[str, nn.Parameter], optimizer: Optimizer) -> None:
+def check_owned(
+    names: Mapping[str, Any], parameters: Mapping[str, nn.Parameter], optimizer: Optimizer
+) -> None:
+    """Raises InvalidValue if a named parameter that trains is not among the optimiser's."""
     owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    training = {name: p for name, p in parameters.items() if name in mask and p.requires_grad}
+    training = {name: p for name, p in parameters.items() if name in names and p.requires_grad}
     strangers = [name for name, parameter in training.items() if id(parameter) not in owned]
     if strangers:
         raise InvalidValue(

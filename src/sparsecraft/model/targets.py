@@ -181,10 +181,10 @@ def find_targets(model: nn.Module, select: Select = None) -> Targets:
         raise NoMatch(_nothing(select, [t.module for t in found]))
     taken_parameters = {target.parameter for target in chosen}
     rows = []
-    ties = _ties(model)
+    tied = ties(model)
     for name, parameter in model.named_parameters():
         reason = reasons[name] if name in known else _no_rule(model, name, parameter)
-        reason += f"; tied to {', '.join(ties[name])}, counted once" if name in ties else ""
+        reason += f"; tied to {', '.join(tied[name])}, counted once" if name in tied else ""
         rows.append(
             Row(name, tuple(parameter.shape), parameter.numel(), name in taken_parameters, reason)
         )
@@ -320,12 +320,13 @@ def _no_rule(model: nn.Module, name: str, parameter: Tensor) -> str:
     return f"no rule covers this parameter of {type(module).__name__}"
 
 
-def _ties(model: nn.Module) -> dict[str, list[str]]:
+def ties(model: nn.Module) -> dict[str, list[str]]:
+    """Returns the first name of each shared parameter to its other names."""
     first: dict[int, str] = {}
-    ties: dict[str, list[str]] = {}
+    found: dict[str, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if id(parameter) in first:
-            ties.setdefault(first[id(parameter)], []).append(name)
+            found.setdefault(first[id(parameter)], []).append(name)
         else:
             first[id(parameter)] = name
-    return ties
+    return found

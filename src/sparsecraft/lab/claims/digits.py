@@ -6,6 +6,7 @@ the test; each seed divides the 800 anew into 500 and 300. Nothing is ever chose
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cache
 
@@ -17,6 +18,7 @@ from sparsecraft.core.errors import MissingDependency
 from sparsecraft.core.mask import Mask
 from sparsecraft.core.seeds import generator
 from sparsecraft.model.frozen import hold_mask
+from sparsecraft.model.sparsifier import Sparsifier
 
 TRAINING, VALIDATION = 500, 300
 CLASSES = 10
@@ -83,8 +85,27 @@ def convolutional(first: int, second: int, seed: int, blocks: int = 1) -> nn.Seq
     return model
 
 
+BATCH = 50
+
+
+def steps(data: Part, epochs: int, batch: int = BATCH) -> int:
+    """Returns how many optimiser steps `train` takes."""
+    return epochs * math.ceil(len(data.labels) / batch)
+
+
 def train(
-    model: nn.Module, data: Part, mask: Mask | None, *, seed: int, rate: float, epochs: int
+    model: nn.Module,
+    data: Part,
+    mask: Mask | None = None,
+    *,
+    seed: int,
+    rate: float,
+    epochs: int,
+    batch: int = BATCH,
+    weight_decay: float = 5e-4,
+    constant: bool = False,
+    sparsifier: Sparsifier | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
 ) -> None:
     """Trains in place by momentum SGD with a cosine schedule; pruned weights stay zero.
 
@@ -95,21 +116,32 @@ def train(
         seed: Seed of the order of the examples, the same for every arm.
         rate: Learning rate at the start.
         epochs: Passes over the data.
+        batch: Images in a step.
+        weight_decay: Of SGD.
+        constant: Whether the learning rate stays as it is instead of falling to zero.
+        sparsifier: Makes the network sparse while it trains, for `steps` steps; it is attached
+            here and left to the caller to finalize.
+        optimizer: Used in place of SGD, with the same schedule.
     """
-    batch = 50
-    optimizer = torch.optim.SGD(
-        model.parameters(), lr=rate, momentum=0.9, nesterov=True, weight_decay=5e-4
+    if optimizer is None:
+        optimizer = torch.optim.SGD(
+            model.parameters(), lr=rate, momentum=0.9, nesterov=True, weight_decay=weight_decay
+        )
+    total = steps(data, epochs, batch)
+    decay = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: 1.0 if constant else (1 + math.cos(math.pi * step / total)) / 2
     )
-    steps = epochs * (len(data.labels) // batch)
-    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     if mask is not None:
         hold_mask(model, mask, optimizer)
+    if sparsifier is not None:
+        sparsifier.attach(optimizer)
     order = generator(seed, "order")
     model.train()
     for _ in range(epochs):
         for index in torch.randperm(len(data.labels), generator=order).split(batch):
             optimizer.zero_grad()
-            F.cross_entropy(model(data.images[index]), data.labels[index]).backward()
+            loss = F.cross_entropy(model(data.images[index]), data.labels[index])
+            (loss if sparsifier is None else loss + sparsifier.loss()).backward()
             optimizer.step()
             decay.step()
 

@@ -1,0 +1,45 @@
+"""One view of a tensor, whether it lies whole on this rank or in shards over several (FSDP2).
+
+Methods decide on whole tensors; what they decide is written back into the part that a rank holds.
+`whole` is a collective call where the tensor is sharded: every rank must make it, in one order.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Returns the tensor itself, or all of it gathered where this rank holds a shard."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def local(tensor: Tensor) -> Tensor:
+    """Returns the part that this rank holds: the tensor itself where it is not sharded."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def part_of(full: Tensor, like: Tensor) -> Tensor:
+    """Returns the part of a whole tensor that belongs to this rank's part of `like`.
+
+    Args:
+        full: Equal on all ranks, of the whole shape of `like`.
+        like: Plain or sharded.
+    """
+    if not isinstance(like, DTensor):
+        return full.to(like.device)
+    moved = full.to(like.device)
+    # Every rank has the whole already: nothing needs to be sent.
+    spread = distribute_tensor(moved, like.device_mesh, like.placements, src_data_rank=None)
+    return spread.to_local()
+
+
+@torch.no_grad()
+def write(tensor: Tensor, full: Tensor) -> None:
+    """Writes a whole tensor into this rank's part of another."""
+    target = local(tensor)
+    source = part_of(full, tensor)
+    if source.data_ptr() != target.data_ptr() or source.shape != target.shape:
+        target.copy_(source)
