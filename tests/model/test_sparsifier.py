@@ -6,6 +6,7 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.models import tiny_gpt2, tiny_vit
 from torch import nn
 
 from sparsecraft import Sparsifier
@@ -15,7 +16,6 @@ from sparsecraft.core.kinds import InTraining, WeightMethod
 from sparsecraft.core.patterns import NM
 from sparsecraft.core.seeds import generator
 from sparsecraft.methods.weights.magnitude import Magnitude
-from tests.models import tiny_gpt2, tiny_vit
 
 TAXONOMY = Taxonomy(
     of="weights", when="during training", start_to_end="dense to sparse", mask="dynamic",

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from sparsecraft.core.allocation import Allocation, parse_allocation
 from sparsecraft.core.errors import InvalidValue, UnknownName
@@ -263,6 +263,10 @@ def _convert(info: MethodInfo, key: str, value: Any) -> Any:
         return parse_pattern(value)
     if hint is Allocation:
         return _allocation(value)
+    if value is None:
+        return None
+    if isinstance(value, list) and any(get_origin(kind) is tuple for kind in (hint, *kinds)):
+        return tuple(value)
     if any(isinstance(kind, type) and issubclass(kind, Method) for kind in kinds):
         return restore(value) if isinstance(value, Mapping) else build(value)
     return _scalar(info, key, value, kinds) if isinstance(value, str) else value

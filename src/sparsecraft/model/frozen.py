@@ -44,35 +44,52 @@ class HeldMask:
         self.optimizer = optimizer
         self.collects = collects
         self.dense: dict[str, Tensor] = {}
+        self._cleared: dict[str, int] = {}
+        self._mixes: bool | None = None
         self.replace(mask)
         self._handles: list[RemovableHandle] = [
             parameter.register_post_accumulate_grad_hook(self._clearing(name))
             for name, parameter in parameters.items()
             if parameter.requires_grad
         ]
+        self._handles.append(optimizer.register_load_state_dict_post_hook(self._loaded))
 
     @torch.no_grad()
     def replace(self, mask: Mask) -> None:
         """Holds another mask from now on; weights and moments outside it become zero."""
         self.mask = mask
         self._gone = {name: part_of(~mask[name], p) for name, p in self.parameters.items()}
+        self._cleared.clear()
         self.clear_gradients()
-        self.clear_weights()
-
-    @torch.no_grad()
-    def clear_gradients(self, *_: Any) -> None:
-        """Sets the gradients of pruned weights to zero."""
-        for name, gone in self._gone.items():
-            gradient = self.parameters[name].grad
-            if gradient is not None:
-                local(gradient).masked_fill_(gone, 0)
-
-    @torch.no_grad()
-    def clear_weights(self, *_: Any) -> None:
-        """Sets pruned weights and their moments to zero."""
         for name, gone in self._gone.items():
             local(self.parameters[name]).masked_fill_(gone, 0)
             clear_moments(self.optimizer, self.parameters[name], gone)
+
+    @torch.no_grad()
+    def clear_gradients(self, *_: Any) -> None:
+        """Sets the gradients of pruned weights to zero, where the backward pass has not."""
+        for name, gone in self._gone.items():
+            gradient = self.parameters[name].grad
+            if gradient is None:
+                continue
+            part = local(gradient)
+            if self._cleared.get(name) != part.data_ptr():
+                part.masked_fill_(gone, 0)
+        self._cleared.clear()
+
+    @torch.no_grad()
+    def clear_weights(self, *_: Any) -> None:
+        """Sets pruned weights to zero, and their moments where the optimiser gave them any.
+
+        Where no gradient comes, the moments of most optimisers stay zero by themselves. Whether
+        this one mixes entries is seen at its first step under a mask.
+        """
+        if self._mixes is None and any(self.optimizer.state.get(p) for p in self._all()):
+            self._mixes = self._moments_are_alive()
+        for name, gone in self._gone.items():
+            local(self.parameters[name]).masked_fill_(gone, 0)
+            if self._mixes:
+                clear_moments(self.optimizer, self.parameters[name], gone)
 
     def also(self, handles: list[RemovableHandle]) -> None:
         """Removes these hooks too when the mask is let go."""
@@ -105,8 +122,25 @@ class HeldMask:
                 fresh = gradient.masked_fill(~gone, 0)
                 self.dense[name] = self.dense[name] + fresh if name in self.dense else fresh
             gradient.masked_fill_(gone, 0)
+            self._cleared[name] = gradient.data_ptr()
 
         return clear
+
+    def _loaded(self, optimizer: Optimizer) -> None:
+        """Clears the moments of a state that was loaded."""
+        for name, gone in self._gone.items():
+            clear_moments(optimizer, self.parameters[name], gone)
+        self._mixes = None
+
+    def _moments_are_alive(self) -> bool:
+        return any(
+            bool(local(value).masked_select(gone).any())
+            for name, gone in self._gone.items()
+            for value in moments(self.optimizer, self.parameters[name])
+        )
+
+    def _all(self) -> list[nn.Parameter]:
+        return list(self.parameters.values())
 
 
 @torch.no_grad()
@@ -155,9 +189,17 @@ def clear_moments(optimizer: Optimizer, parameter: Tensor, gone: Tensor) -> None
         parameter: The parameter, plain or sharded.
         gone: bool of this rank's part, True where cleared.
     """
-    for value in optimizer.state.get(parameter, {}).values():
-        if isinstance(value, Tensor) and value.shape == parameter.shape:
-            local(value).masked_fill_(gone, 0)
+    for value in moments(optimizer, parameter):
+        local(value).masked_fill_(gone, 0)
+
+
+def moments(optimizer: Optimizer, parameter: Tensor) -> list[Tensor]:
+    """Returns what the optimiser remembers of each entry of a parameter."""
+    return [
+        value
+        for value in optimizer.state.get(parameter, {}).values()
+        if isinstance(value, Tensor) and value.shape == parameter.shape
+    ]
 
 
 def check_owned(

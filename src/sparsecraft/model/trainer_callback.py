@@ -83,6 +83,17 @@ class SparsifierCallback(TrainerCallback):
         self._divisor = 1
         self._hook: Any = None
 
+    def loss(self) -> Tensor:
+        """Returns what the method adds, for a Trainer that forms its loss itself.
+
+        Raises:
+            InvalidValue: Outside a training.
+        """
+        if self.sparsifier is None:
+            raise InvalidValue("there is no training yet: callback.loss() belongs in compute_loss")
+        self._added = True
+        return self.sparsifier.loss()
+
     def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Keeps a copy of the model as it was given, where the method learns from one."""
         model = kwargs.get("model")
@@ -130,7 +141,7 @@ class SparsifierCallback(TrainerCallback):
             raise InvalidValue(
                 f"{self.method.info.name} adds to the loss, but the model returned none: the "
                 "Trainer formed it outside (label smoothing, compute_loss_func). Add "
-                "callback.sparsifier.loss() in your own compute_loss, or leave that out."
+                "callback.loss() in your own compute_loss, or leave that out."
             )
         self._added = False
 
