@@ -8,16 +8,12 @@ Run: python benchmarks/bench_nm.py [--size 4096] [--threads 1 2] [--rounds 5]
 
 from __future__ import annotations
 
-import argparse
-import statistics
-import time
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from sparsecraft.kernels.backends import describe
 from sparsecraft.kernels.nm import nm_mask
+from turns import medians, parser, settings
 
 
 def topk_mask(scores: Tensor, keep: int, of: int) -> Tensor:
@@ -37,21 +33,6 @@ def rank_mask(scores: Tensor, keep: int, of: int) -> Tensor:
             ranks[i] -= wins
             ranks[j] += wins
     return (torch.stack(ranks, 1) < keep).view(scores.shape)
-
-
-def medians(
-    contenders: dict[str, Callable[[], object]], rounds: int, threads: int
-) -> dict[str, float]:
-    """Returns the median seconds of each contender, run in turn after one warm-up."""
-    clock = time.process_time if threads == 1 else time.perf_counter
-    spent: dict[str, list[float]] = {name: [] for name in contenders}
-    for turn in range(rounds + 1):
-        for name, run in contenders.items():
-            start = clock()
-            run()
-            if turn:
-                spent[name].append(clock() - start)
-    return {name: statistics.median(times) for name, times in spent.items()}
 
 
 def measure(scores: Tensor, keep: int, of: int, threads: int, rounds: int) -> None:
@@ -79,22 +60,16 @@ def measure(scores: Tensor, keep: int, of: int, threads: int, rounds: int) -> No
 
 def main() -> None:
     """Measures 2:4, 4:8 and 8:16."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", type=int, default=4096)
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--dtype", nargs="+", default=["float32"])
-    chosen = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--size", type=int, default=4096)
+    chosen = options.parse_args()
     print(describe())
     print(f"{'':16s}{'threads':>8s}{'topk ms':>10s}{'ranks ms':>10s}{'ours ms':>10s}", end="")
     print(f"{'x topk':>10s}{'x ranks':>10s}")
     weight = torch.randn(chosen.size, chosen.size, generator=torch.Generator().manual_seed(0))
-    for dtype in chosen.dtype:
-        scores = weight.abs().to(getattr(torch, dtype))
-        for threads in chosen.threads:
-            torch.set_num_threads(threads)
-            for keep, of in ((2, 4), (4, 8), (8, 16)):
-                measure(scores, keep, of, threads, chosen.rounds)
+    for dtype, threads in settings(chosen):
+        for keep, of in ((2, 4), (4, 8), (8, 16)):
+            measure(weight.abs().to(dtype), keep, of, threads, chosen.rounds)
 
 
 if __name__ == "__main__":

@@ -10,13 +10,10 @@ Run: python benchmarks/bench_selection.py [--numel 100000000] [--threads 1 2] [-
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import gc
 import os
-import statistics
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,6 +22,7 @@ from torch import Tensor
 
 from sparsecraft.kernels.backends import describe
 from sparsecraft.kernels.selection import keep_largest, threshold_largest
+from turns import medians, parser, settings
 
 
 def weights(numel: int, dtype: torch.dtype) -> list[Tensor]:
@@ -56,21 +54,6 @@ def kth_masks(tensors: list[Tensor], joined: Tensor, keep: int) -> list[Tensor]:
     """Returns the masks of what reaches the threshold, the straightforward way."""
     threshold = kth(joined, keep)
     return [tensor.abs() >= threshold for tensor in tensors]
-
-
-def medians(
-    contenders: dict[str, Callable[[], object]], rounds: int, threads: int
-) -> dict[str, float]:
-    """Returns the median seconds of each contender, run in turn after one warm-up."""
-    clock = time.process_time if threads == 1 else time.perf_counter
-    spent: dict[str, list[float]] = {name: [] for name in contenders}
-    for turn in range(rounds + 1):
-        for name, run in contenders.items():
-            start = clock()
-            run()
-            if turn:
-                spent[name].append(clock() - start)
-    return {name: statistics.median(times) for name, times in spent.items()}
 
 
 def peak_bytes(run: Callable[[], object]) -> int:
@@ -120,7 +103,6 @@ def check(tensors: list[Tensor], joined: Tensor, keep: int) -> None:
 
 def measure(numel: int, dtype: torch.dtype, density: float, threads: int, rounds: int) -> None:
     """Prints the table of one setting."""
-    torch.set_num_threads(threads)
     tensors = weights(numel, dtype)
     keep = int(numel * density)
     joined = joined_magnitudes(tensors)
@@ -148,19 +130,14 @@ def measure(numel: int, dtype: torch.dtype, density: float, threads: int, rounds
 
 def main() -> None:
     """Measures each setting."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--numel", type=int, default=100_000_000)
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--density", type=float, nargs="+", default=[0.1])
-    parser.add_argument("--dtype", nargs="+", default=["float32"])
-    chosen = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--numel", type=int, default=100_000_000)
+    options.add_argument("--density", type=float, nargs="+", default=[0.1])
+    chosen = options.parse_args()
     print(describe())
-    for dtype in chosen.dtype:
+    for dtype, threads in settings(chosen):
         for density in chosen.density:
-            for threads in chosen.threads:
-                kind = getattr(torch, dtype)
-                measure(chosen.numel, kind, density, threads, chosen.rounds)
+            measure(chosen.numel, dtype, density, threads, chosen.rounds)
 
 
 if __name__ == "__main__":

@@ -117,12 +117,37 @@ def test_the_fused_product_in_steps(options):
     torch.testing.assert_close(found.maps[0].sum(-1), torch.ones(2, 2, 3))
 
 
+@pytest.mark.parametrize(
+    ("compute", "count"),
+    [
+        (lambda x: torch.softmax(input=x, dim=-1), 1),
+        (lambda x: nn.Softmax(3)(x), 1),
+        (lambda x: F.softmax(x, -1, dtype=torch.float64), 1),
+        (lambda x: x.softmax(1), 0),
+        (lambda x: x[0].softmax(-1), 0),
+    ],
+)
+def test_which_softmaxes_are_attention(compute, count):
+    class Computes(nn.Module):
+        def forward(self, x):
+            return compute(x)
+
+    model = Computes()
+    found = AttentionCapture(model)
+    model(torch.randn(2, 3, 4, 5, requires_grad=True))
+    assert len(found._kept) == count
+
+
 def test_grouped_queries_in_steps():
     class Grouped(nn.Module):
         def forward(self, q, k, v):
             return F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
 
-    tensors = torch.randn(2, 4, 3, 8), torch.randn(2, 2, 3, 8), torch.randn(2, 2, 3, 8)
+    tensors = (
+        torch.randn(2, 4, 3, 8, requires_grad=True),
+        torch.randn(2, 2, 3, 8),
+        torch.randn(2, 2, 3, 8),
+    )
     model = Grouped()
     plain = model(*tensors)
     found = AttentionCapture(model)
@@ -228,6 +253,23 @@ def test_nothing_to_capture_says_how_to_switch():
     logits._leave()
     with pytest.raises(MissingStatistic, match="MultiheadAttention shows its maps, not its logits"):
         _ = logits.maps
+
+
+def test_maps_without_gradient_are_refused_where_the_model_trains():
+    model = models.tiny_vit().train()
+    batch = models.batches_for(model)[0]
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    found = AttentionCapture(model)
+    model(**batch)
+    found.maps[-1].sum().backward()
+    model.gradient_checkpointing_enable({"use_reentrant": True})
+    model.vit.embeddings.position_embeddings.requires_grad_()
+    model(**batch)
+    with pytest.raises(MissingStatistic, match="use_reentrant=False"):
+        _ = found.maps
+    with torch.no_grad():
+        model(**batch)
+    assert not found.maps[0].requires_grad
 
 
 def test_models_without_blocks_and_unknown_names():

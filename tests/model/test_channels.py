@@ -167,6 +167,34 @@ def test_ties_by_vote_and_by_intersection():
     assert bool(alone.all())
 
 
+def test_a_normalisation_may_span_several_groups_or_several_places_of_one():
+    class Joined(nn.Module):
+        """Two branches side by side under one BatchNorm, and one behind the flatten."""
+
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 5, 1)
+            self.norm, self.conv = nn.BatchNorm2d(9), nn.Conv2d(9, 3, 1)
+            self.flat_norm, self.head = nn.BatchNorm1d(3 * 4), nn.Linear(3 * 4, 2)
+
+        def forward(self, x):
+            x = F.relu(self.norm(torch.cat([self.one(x), self.two(x)], 1)))
+            x = F.adaptive_avg_pool2d(F.relu(self.conv(x)), 2).flatten(1)
+            return self.head(self.flat_norm(x))
+
+    model = randomized(Joined())
+    masks = {"norm": bits("101101011"), "flat_norm": bits("111100001111")}
+    sparse = silenced(model, masks)
+    smaller, _ = prune_channels(sparse, masks, example_input=IMAGE)
+    torch.testing.assert_close(smaller(IMAGE), sparse(IMAGE), atol=1e-10, rtol=0)
+    sizes = (smaller.one.out_channels, smaller.two.out_channels, smaller.conv.out_channels)
+    assert sizes == (3, 3, 2)
+    with pytest.raises(InvalidValue, match="share channels"):
+        prune_channels(model, {"flat_norm": bits("111100011111")}, example_input=IMAGE)
+    chosen = channel_mask(model, sparsity=0.4, example_input=IMAGE)["flat_norm"].view(3, 4)
+    assert bool((chosen.all(1) | ~chosen.any(1)).all())  # all places of a channel alike
+
+
 def test_scores_choose_the_channels():
     model = network()
     with torch.no_grad():

@@ -3,8 +3,9 @@ import torch
 from tests.models import tiny_llama
 from torch import nn
 
+from sparsecraft.core.errors import InvalidValue, UnknownName
 from sparsecraft.core.mask import Mask
-from sparsecraft.model.flops import count_flops
+from sparsecraft.model.flops import count_flops, profile_flops
 from sparsecraft.model.pruning import prune
 
 
@@ -63,3 +64,21 @@ def test_the_mode_is_restored(training):
     count_flops(model, torch.zeros(1, 4))
     assert model.training is training
     assert model[1].training is training
+
+
+def test_densities_in_place_of_a_mask():
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    x = torch.zeros(1, 4)
+    assert count_flops(model, x, densities={"0.weight": 0.25}) == 2 * (8 + 16)
+    profile = profile_flops(model, (x,))
+    assert profile.modules["0"] == 64 and profile.modules["2"] == 32
+    assert profile.effective({"0.weight": 0.25, "2.weight": 0.5}) == 2 * (8 + 8)
+    assert profile.effective({}) == profile.total == 96
+
+
+def test_unknown_densities_and_two_answers_are_refused():
+    model, x = nn.Sequential(nn.Linear(4, 8)), torch.zeros(1, 4)
+    with pytest.raises(UnknownName, match=r"Unknown parameter '0.wieght'. Did you mean '0.weight'"):
+        count_flops(model, x, densities={"0.wieght": 0.5})
+    with pytest.raises(InvalidValue, match="give one of them"):
+        count_flops(model, x, mask=Mask({}), densities={})

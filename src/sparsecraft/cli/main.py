@@ -18,6 +18,7 @@ from sparsecraft.core.errors import SparsityError, UnknownName
 VERBS = {
     "compare": "which method, how sparse, and what you really gain: one HTML report",
     "prune": "prune one model directory with one method",
+    "train": "make a task's model sparse while it trains, beside its controls",
     "methods": "the catalog: every method, its paper, its options",
     "reproduce": "run a paper's claim at small scale and judge it",
 }
@@ -71,6 +72,7 @@ def _overview() -> Parser:
             "  sparsecraft compare my-model --text notes.txt --method wanda,sparsegpt\n"
             "  sparsecraft prune my-model --method wanda --pattern 2:4 --calibration notes.txt "
             "--out sparse\n"
+            "  sparsecraft train digits-mlp --method rigl --sparsity 0.9\n"
             "  sparsecraft methods wanda\n\n"
             "`sparsecraft COMMAND --help` explains a command. Exit codes: 0 done, 2 an error that "
             f"you can mend,\n130 interrupted. {DEBUG}=1 shows the traceback of an error."

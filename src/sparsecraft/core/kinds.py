@@ -408,6 +408,10 @@ class InTraining(Method):
         """
         return self.forward(weight, layer, clock)
 
+    def remarks(self, weights: Tensors, layers: Layers, clock: Clock) -> Iterable[str]:
+        """Returns what the report shall say of this training beside the figures, in plain words."""
+        return ()
+
     def surgery(self, model: Any, layers: Layers) -> Any:
         """Returns the finished model, by default itself; side branches are put in place here."""
         return model
@@ -427,6 +431,9 @@ class Train(Protocol):
 
     def __call__(self, model: Any, mask: Mask | None = None, *, branch: str) -> None:
         """Trains the model in place; entries that the mask prunes stay zero.
+
+        A recipe whose branches differ in a setting (soups) gives it as a further keyword, such as
+        `seed` or `weight_decay`, and says so; a training for it takes `**settings`.
 
         Args:
             model: A torch module.

@@ -2,28 +2,21 @@
 
 A capture listens to a model's forward passes and keeps what it saw in the last one, with its
 graph, so that a penalty on it trains the model. Attention maps are taken where they arise, at the
-softmax: a function mode is in force while the model runs and sees every softmax over the last axis
-of a four-dimensional tensor, before dropout. Fused products never form the map; PyTorch's own
-(`scaled_dot_product_attention`) is computed in steps while it is listened to, `MultiheadAttention`
-is asked for its weights, and models of Hugging Face, whose kernels come from elsewhere, are
-switched to their eager attention until the capture is removed.
+softmax (see `softmaxes`). Models of Hugging Face, whose kernels come from elsewhere, are switched
+to their eager attention until the capture is removed.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from sparsecraft.core.errors import MissingStatistic, NoMatch, UnknownName
 from sparsecraft.model.blocks import find_blocks, is_conv1d, is_linear
-
-Keep = Callable[[Tensor], None]
+from sparsecraft.model.softmaxes import Softmaxes
 
 
 class Capture:
@@ -39,6 +32,7 @@ class Capture:
     def __init__(self, model: nn.Module) -> None:
         self._kept: list[Tensor] = []
         self._ran = False
+        self._trains = False
         self._handles = [
             model.register_forward_pre_hook(self._enter),
             model.register_forward_hook(self._leave, always_call=True),
@@ -49,16 +43,23 @@ class Capture:
         """The tensors of the last forward pass; empty before the first.
 
         Raises:
-            MissingStatistic: If the model ran and nothing was seen.
+            MissingStatistic: If the model ran and nothing was seen, or it trains and what was
+                seen has no gradient.
         """
         if self._ran and not self._kept:
             raise MissingStatistic(f"the forward pass gave nothing to capture. {self.advice}")
+        if self._trains and not any(value.requires_grad for value in self._kept):
+            raise MissingStatistic(
+                "what was captured has no gradient, so that a penalty on it would train nothing: "
+                "gradient checkpointing hides it (set use_reentrant=False), or all weights before "
+                "it are frozen"
+            )
         return list(self._kept)
 
     def clear(self) -> None:
         """Lets go of what was kept."""
         self._kept = []
-        self._ran = False
+        self._ran = self._trains = False
 
     def remove(self) -> None:
         """Stops listening and leaves the model as it was."""
@@ -66,8 +67,9 @@ class Capture:
         for handle in self._handles:
             handle.remove()
 
-    def _enter(self, *_: Any) -> None:
+    def _enter(self, model: nn.Module, *_: Any) -> None:
         self.clear()
+        self._trains = model.training and torch.is_grad_enabled()
 
     def _leave(self, *_: Any) -> None:
         self._ran = True
@@ -77,7 +79,7 @@ class Capture:
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy of a model that is listened to has not run yet, and graphs cannot be copied.
-        return {**self.__dict__, "_kept": [], "_ran": False}
+        return {**self.__dict__, "_kept": [], "_ran": False, "_trains": False}
 
 
 class AttentionCapture(Capture):
@@ -108,7 +110,7 @@ class AttentionCapture(Capture):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
-        self._listener = _Softmaxes(self._keep, self.logits)
+        self._listener = Softmaxes(self._keep, self.logits)
         self._listening = False
         self._restore = _attend_eagerly(model)
 
@@ -129,8 +131,8 @@ class AttentionCapture(Capture):
             model.set_attn_implementation(implementation)
             self._restore = None
 
-    def _enter(self, *_: Any) -> None:
-        super()._enter()
+    def _enter(self, model: nn.Module, *_: Any) -> None:
+        super()._enter(model)
         if not self._listening:
             self._listener.__enter__()
             self._listening = True
@@ -229,76 +231,6 @@ def capture(name: str, model: nn.Module) -> Capture:
     if name not in CAPTURES:
         raise UnknownName("capture", name, CAPTURES)
     return CAPTURES[name](model)
-
-
-class _Softmaxes(TorchFunctionMode):
-    """Sees every attention softmax that is computed while it is in force."""
-
-    def __init__(self, keep: Keep, logits: bool) -> None:
-        super().__init__()
-        self.keep = keep
-        self.logits = logits
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func is F.scaled_dot_product_attention:
-            return _attend(self._softmax, *args, **kwargs)
-        if func is F.multi_head_attention_forward and not self.logits:
-            return self._multi_head(args, kwargs)
-        if func in _SOFTMAXES and args[0].dim() == 4:
-            return self._softmax(func, *args, **kwargs)
-        return func(*args, **kwargs)
-
-    def _softmax(self, func: Any, logits: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        found: Tensor = func(logits, *args, **kwargs)
-        axis = args[0] if args else kwargs.get("dim")
-        if axis in (-1, 3) and found.is_floating_point():
-            self.keep(logits.masked_fill(found == 0, 0) if self.logits else found)
-        return found
-
-    def _multi_head(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Returns what was asked of `multi_head_attention_forward`, having seen all heads."""
-        asked = kwargs.get("need_weights", True)
-        averaged = kwargs.get("average_attn_weights", True)
-        every = {**kwargs, "need_weights": True, "average_attn_weights": False}
-        found: tuple[Tensor, Any] = F.multi_head_attention_forward(*args, **every)
-        output, heads = found
-        self.keep(heads if heads.dim() == 4 else heads.unsqueeze(0))
-        if not asked:
-            return output, None
-        return output, heads.mean(-3) if averaged else heads
-
-
-_SOFTMAXES = frozenset({F.softmax, torch.softmax, Tensor.softmax})
-
-
-def _attend(
-    softmax: Callable[..., Tensor],
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Tensor:
-    """Returns `scaled_dot_product_attention` computed in steps, which its fused kernels skip."""
-    if enable_gqa:
-        key = key.repeat_interleave(query.shape[-3] // key.shape[-3], dim=-3)
-        value = value.repeat_interleave(query.shape[-3] // value.shape[-3], dim=-3)
-    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-    logits = query @ key.transpose(-2, -1) * scale
-    if is_causal:
-        attn_mask = logits.new_ones(logits.shape[-2:], dtype=torch.bool).tril()
-    if attn_mask is not None and attn_mask.dtype == torch.bool:
-        logits = logits.masked_fill(~attn_mask, -math.inf)
-    elif attn_mask is not None:
-        logits = logits + attn_mask
-    maps = softmax(F.softmax, logits, dim=-1)
-    return F.dropout(maps, dropout_p, training=dropout_p > 0) @ value
 
 
 def _attend_eagerly(model: nn.Module) -> tuple[Any, str] | None:

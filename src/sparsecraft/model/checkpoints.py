@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from sparsecraft.core.errors import CheckpointError, MissingDependency
 from sparsecraft.core.mask import Mask
+from sparsecraft.model.augmentation import augment, augmentations
 from sparsecraft.model.files import atomic_directory, refuse_existing
 from sparsecraft.model.packed import safetensors_bytes
 
@@ -62,8 +63,8 @@ def load_pretrained(
                 "not those of a finished model. Resume the training and finalize it."
             )
         _check_directory(path, allow_pickle=allow_pickle)
-        if settings.get("form") == "compact":
-            return _load_compact(path, settings, dtype)
+        if settings.get("form") in ("compact", "augmented"):
+            return _load_changed(path, settings, dtype)
     elif path.exists():
         raise CheckpointError(f"{path} is a file; give the directory that holds config.json")
     elif str(source).startswith((".", "/", "~")) or str(source).count("/") > 1:
@@ -80,7 +81,7 @@ def load_pretrained(
 
 
 def load(directory: str | Path, *, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """Returns a model that sparsecraft saved, plain or compact, in evaluation mode.
+    """Returns a model that sparsecraft saved, in any of the three forms, in evaluation mode.
 
     The masks beside it, if any, are checked against the weights.
 
@@ -140,7 +141,8 @@ def save(
         directory: Where; it must not hold anything unless `overwrite`.
         mask: What was pruned; verified first, then written beside the weights.
         settings: Written into `sparsecraft_config.json`.
-        form: "plain" if the model's own config says its shapes, "compact" if not.
+        form: "plain" if the model's own config says its shapes, "compact" if not, "augmented" if
+            it has modules of sparsecraft beside its own.
         overwrite: Whether a directory that exists is replaced.
         extras: Called with the folder to add files to, such as a tokenizer.
 
@@ -158,6 +160,8 @@ def save(
     described = {"version": _VERSION, "form": form, **dict(settings or {})}
     if form == "compact":
         described["modules"] = _changed_attributes(model)
+    if form == "augmented":
+        described["augmentations"] = augmentations(model)
     with atomic_directory(target, overwrite=overwrite) as folder:
         _write_weights(model, folder, form)
         if mask is not None:
@@ -295,8 +299,8 @@ def _changed_attributes(model: nn.Module) -> dict[str, dict[str, int]]:
     return changed
 
 
-def _load_compact(path: Path, settings: Mapping[str, Any], dtype: torch.dtype) -> nn.Module:
-    """Builds the model its config describes, then gives every module its saved shape."""
+def _load_changed(path: Path, settings: Mapping[str, Any], dtype: torch.dtype) -> nn.Module:
+    """Builds the model its config describes, then gives every module its saved shape and branch."""
     from safetensors.torch import load_file
 
     transformers = _transformers()
@@ -307,6 +311,8 @@ def _load_compact(path: Path, settings: Mapping[str, Any], dtype: torch.dtype) -
     for name, attributes in settings.get("modules", {}).items():
         for key, value in attributes.items():
             setattr(modules[name], key, value)
+    augment(model, settings.get("augmentations", {}))
+    modules = dict(model.named_modules())
     state: dict[str, Tensor] = {}
     for shard in sorted(path.glob("model*.safetensors")):
         state.update(load_file(str(shard)))

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from sparsecraft.core.errors import InvalidValue, MissingStatistic, UnknownName
-from sparsecraft.model.captures import AttentionCapture, HiddenCapture
+from sparsecraft.model.captures import CAPTURES, Capture, capture
 
-WANTS = ("logits", "teacher", "attention", "hidden")
+OUTPUTS = ("logits", "teacher")
 
 
 class Recording:
@@ -20,23 +20,23 @@ class Recording:
 
     Args:
         model: The model.
-        wants: Of "logits", "teacher", "attention", "hidden".
-        teacher: The frozen model whose logits are wanted, if they are.
+        wants: "logits", "teacher", and names of `CAPTURES`.
+        teacher: The frozen model whose logits are wanted, if they are; what is captured of the
+            model is captured of it too.
     """
 
     def __init__(self, model: nn.Module, wants: tuple[str, ...], teacher: nn.Module | None) -> None:
         for want in wants:
-            if want not in WANTS:
-                raise UnknownName("capture", want, WANTS)
+            if want not in (*OUTPUTS, *CAPTURES):
+                raise UnknownName("capture", want, (*OUTPUTS, *CAPTURES))
         self.wants = wants
         self.teacher = teacher
         self._inputs: tuple[tuple[Any, ...], dict[str, Any]] | None = None
         self._output: Any = None
-        self._attention = AttentionCapture(model) if "attention" in wants else None
-        self._hidden = HiddenCapture(model) if "hidden" in wants else None
-        self._teacher_hidden = (
-            HiddenCapture(teacher) if teacher is not None and "hidden" in wants else None
-        )
+        seen = [want for want in wants if want in CAPTURES]
+        self._captures: dict[str, Capture] = {name: capture(name, model) for name in seen}
+        if teacher is not None:
+            self._captures |= {f"teacher {name}": capture(name, teacher) for name in seen}
         self._handles: list[RemovableHandle] = []
         if wants:
             self._handles.append(model.register_forward_hook(self._record, with_kwargs=True))
@@ -64,29 +64,21 @@ class Recording:
             found["logits"] = logits(self._output)
         if "teacher" in self.wants:
             found["teacher"] = self._taught(args, kwargs, found["logits"])
-        if self._attention is not None:
-            found["attention"] = list(self._attention.maps)
-        if self._hidden is not None:
-            found["hidden"] = list(self._hidden.states)
-        if self._teacher_hidden is not None:
-            found["teacher hidden"] = list(self._teacher_hidden.states)
-        return found
+        return found | {name: each.values for name, each in self._captures.items()}
 
     def clear(self) -> None:
         """Forgets the last forward pass, so that its graph can be freed."""
         self._inputs = self._output = None
-        for each in (self._attention, self._hidden, self._teacher_hidden):
-            if each is not None:
-                each.clear()
+        for each in self._captures.values():
+            each.clear()
 
     def remove(self) -> None:
         """Takes all hooks away and gives the model its own attention back."""
         self.clear()
         while self._handles:
             self._handles.pop().remove()
-        for each in (self._attention, self._hidden, self._teacher_hidden):
-            if each is not None:
-                each.remove()
+        for each in self._captures.values():
+            each.remove()
 
     def _taught(self, args: Any, kwargs: Mapping[str, Any], student: Tensor) -> Tensor:
         if self.teacher is None:

@@ -246,6 +246,7 @@ class Sparsifier:
             for name, value in shown.items():
                 write(parameters[name], value)
         weights, mask = self._finished_weights()
+        notes = tuple(self._notes(mask, self._shown()))
         self._write(weights, mask)
         mask.verify({name: whole(parameters[name]) for name in mask})
         self.detach()
@@ -261,7 +262,7 @@ class Sparsifier:
             ever_active={n: _share(ever) for n, (ever, _) in self.active.items()},
             always_active={n: _share(always) for n, (_, always) in self.active.items()},
             form="plain" if model is self.model else "augmented",
-            notes=tuple(self._notes(mask)),
+            notes=notes,
         )
 
     def detach(self) -> None:
@@ -535,7 +536,8 @@ class Sparsifier:
         for name, value in weights.items():
             write(parameters[name], value)
 
-    def _notes(self, mask: Mask) -> Iterator[str]:
+    def _notes(self, mask: Mask, raw: Tensors) -> Iterator[str]:
+        yield from self.method.remarks(raw, self.layers, self.clock)
         if self.step < self.total_steps:
             yield (
                 f"finalized after {self.step} of {self.total_steps} steps: what the method plans "

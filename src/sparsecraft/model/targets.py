@@ -169,7 +169,7 @@ def find_targets(model: nn.Module, select: Select = None) -> Targets:
     found = list(_candidates(model))
     known = {target.parameter for target in found}
     blocks = tuple(f"{name}." for name in find_blocks(model))
-    accepts = _selector(model, found, select)
+    accepts = selector(model, found, select)
     chosen: list[Target] = []
     reasons: dict[str, str] = {}
     for target in found:
@@ -246,7 +246,7 @@ def _fused(
         yield Target(name=f"{label}[{part}]", shape=(height, *shape[1:]), rows=rows, **common)
 
 
-def _selector(
+def selector(
     model: nn.Module, found: Sequence[Target], select: Select
 ) -> Callable[[Target, tuple[str, ...]], tuple[bool, str]]:
     """Returns the rule (target, block prefixes) -> (taken, reason)."""

@@ -54,8 +54,8 @@ class SparsifierCallback(TrainerCallback):
 
     Example:
         >>> callback = SparsifierCallback("static", sparsity=0.9)
-        >>> callback.method.density
-        0.1
+        >>> callback.method.sparsity
+        0.9
     """
 
     def __init__(

@@ -126,7 +126,7 @@ def test_the_scoreboard_keeps_what_does_not_hold(tmp_path):
 
 
 def test_an_unknown_number_lists_the_known():
-    with pytest.raises(UnknownName, match=r"Unknown claim '77'.*Known: 03.*all"):
+    with pytest.raises(UnknownName, match=r"Unknown claim '77'.*Known: .*03"):
         reproduce(77)
     with pytest.raises(UnknownName, match="Unknown claim 'wanda'"):
         reproduce("wanda")

@@ -13,15 +13,20 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sparsecraft.core.errors import InvalidValue, MissingDependency, NonFinite
+from sparsecraft.core.errors import InvalidValue, NonFinite
 from sparsecraft.lab.evidence.table import Row
+from sparsecraft.lab.pool import answers
 from sparsecraft.lab.tasks.cache import fingerprint
 from sparsecraft.model.files import write_atomic
+
+if TYPE_CHECKING:
+    from sparsecraft.lab.claims.claim import Claim
 
 Progress = Callable[[str, int, int], None]
 """Called with (cell, cells done, cells in all)."""
@@ -57,12 +62,14 @@ class Cells:
         directory: Where one JSON file for each finished cell is kept.
         version: What must be equal for a kept cell to be taken up, such as the claim's version.
         jobs: How many cells run at once.
+        backend: Where they run: "loky" on this machine, "ray" on a cluster.
         progress: Told of every finished cell.
     """
 
     directory: Path
     version: str
     jobs: int = 1
+    backend: str = "loky"
     progress: Progress | None = None
 
     def rows(self, measure: Measure, cells: Sequence[Cell]) -> list[Row]:
@@ -79,7 +86,7 @@ class Cells:
         paths = [self.path(cell) for cell in cells]
         if len(set(paths)) < len(paths):
             raise InvalidValue("two cells are equal: give each its own arm, seed or settings")
-        waiting = [pair for pair in zip(cells, paths, strict=True) if not pair[1].exists()]
+        waiting = [cell for cell, path in zip(cells, paths, strict=True) if not path.exists()]
         done = len(cells) - len(waiting)
         for cell in self._finish(measure, waiting):
             done += 1
@@ -88,8 +95,8 @@ class Cells:
         found = [json.loads(path.read_text()) for path in paths]
         return [
             Row(cell.arm, cell.seed, metric, value)
-            for cell, record in zip(cells, found, strict=True)
-            for metric, value in record["metrics"].items()
+            for cell, each in zip(cells, found, strict=True)
+            for metric, value in each["metrics"].items()
         ]
 
     def seconds(self) -> float:
@@ -104,32 +111,44 @@ class Cells:
         name = re.sub(r"[^\w.=+-]+", "_", cell.arm).strip("_")
         return self.directory / f"{name}-{cell.seed}-{key}.json"
 
-    def _finish(self, measure: Measure, waiting: Sequence[tuple[Cell, Path]]) -> Iterator[Cell]:
-        if self.jobs == 1 or len(waiting) < 2:
-            for cell, path in waiting:
-                yield _measure_and_keep(measure, cell, path)
-            return
-        try:
-            import joblib
-        except ImportError as error:
-            raise MissingDependency(
-                "joblib", "lab", f"Running {self.jobs} cells at once"
-            ) from error
-        yield from joblib.Parallel(n_jobs=self.jobs, return_as="generator_unordered")(
-            joblib.delayed(_measure_and_keep)(measure, cell, path) for cell, path in waiting
-        )
+    def keep(self, cell: Cell, record: Mapping[str, Any]) -> None:
+        """Writes what `record` returned for a cell."""
+        write_atomic(self.path(cell), json.dumps(record, indent=1))
+
+    def _finish(self, measure: Measure, waiting: Sequence[Cell]) -> Iterator[Cell]:
+        for answer in answers(
+            partial(record, measure), waiting, jobs=self.jobs, backend=self.backend
+        ):
+            self.keep(answer.argument, answer.result())
+            yield answer.argument
 
 
-def _measure_and_keep(measure: Measure, cell: Cell, path: Path) -> Cell:
+def kept(claim: Claim, folder: Path) -> dict[str, Any]:
+    """Returns the directory and version of a claim's `Cells`, so that no other version's are used.
+
+    Args:
+        claim: The claim.
+        folder: Of its results at one budget.
+    """
+    return {
+        "directory": folder / "cells" / f"v{claim.version}",
+        "version": f"claim {claim.number}, version {claim.version}",
+    }
+
+
+def record(measure: Measure, cell: Cell) -> dict[str, Any]:
+    """Returns what is kept of a cell: itself, its metrics and the seconds that they took.
+
+    Raises:
+        NonFinite: If a metric is NaN or infinite.
+    """
     begin = time.perf_counter()
     with _one_thread():
         metrics = {name: float(value) for name, value in measure(cell).items()}
     bad = [name for name, value in metrics.items() if not math.isfinite(value)]
     if bad:
         raise NonFinite(f"{cell.arm}, seed {cell.seed}: {bad[0]} is {metrics[bad[0]]}")
-    record = {**asdict(cell), "metrics": metrics, "seconds": time.perf_counter() - begin}
-    write_atomic(path, json.dumps(record, indent=1))
-    return cell
+    return {**asdict(cell), "metrics": metrics, "seconds": time.perf_counter() - begin}
 
 
 @contextmanager

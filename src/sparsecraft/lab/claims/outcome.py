@@ -17,6 +17,8 @@ from sparsecraft.lab.machine import machine, versions
 from sparsecraft.model.files import write_atomic
 
 SCHEMA = 1
+FAILED = "failed"
+"""The word for a claim that raised; it says nothing of the paper."""
 
 
 def outcome(
@@ -36,11 +38,7 @@ def outcome(
         seconds: "wall" time of this run, and of all "cells", also those of earlier runs.
     """
     return {
-        "schema": SCHEMA,
-        "number": claim.number,
-        "title": claim.title,
-        "paper": str(claim.paper),
-        "claim_version": claim.version,
+        **_identity(claim.number, claim.title, str(claim.paper), claim.version),
         "budget": budget,
         "seeds": list(seeds),
         "scale": claim.scale,
@@ -70,26 +68,75 @@ def write_outcome(
     write_atomic(folder / "verdict.json", json.dumps(found, indent=1, allow_nan=False))
 
 
+def failure(claim: Claim, budget: Budget, seeds: Sequence[int], reason: str) -> dict[str, Any]:
+    """Returns the outcome of a claim that raised: it stands on the scoreboard with its reason."""
+    return {
+        **_identity(claim.number, claim.title, str(claim.paper), claim.version),
+        "budget": budget,
+        "seeds": list(seeds),
+        "scale": claim.scale,
+        "verdict": FAILED,
+        "line": f"{claim.number:02d} {FAILED}: {reason}",
+    }
+
+
+def broken(number: int, budget: Budget, reason: str) -> dict[str, Any]:
+    """Returns the outcome of a claim whose file could not even be imported."""
+    return {
+        **_identity(number, "", "", 0),
+        "budget": budget,
+        "seeds": [],
+        "scale": "",
+        "verdict": FAILED,
+        "line": f"{number:02d} {FAILED}: {reason}",
+    }
+
+
 def write_scoreboard(
-    found: Sequence[Mapping[str, Any]], folder: Path, budget: Budget
+    found: Sequence[Mapping[str, Any]], folder: Path, budget: Budget, waiting: Sequence[int] = ()
 ) -> tuple[dict[str, Any], str]:
-    """Writes scoreboard.json and scoreboard.md; returns what they hold."""
+    """Writes scoreboard.json and scoreboard.md; returns what they hold.
+
+    Args:
+        found: Outcomes of the claims that are over, failed ones too.
+        folder: Where the files go.
+        budget: At which all ran.
+        waiting: Numbers of the claims that are not over yet.
+    """
     keys = ("number", "title", "paper", "claim_version", "scale", "seeds", "verdict", "line")
+    ordered = sorted(found, key=lambda each: each["number"])
     board = {
         "schema": SCHEMA,
         "budget": budget,
-        "claims": [{key: each[key] for key in keys} for each in found],
+        "claims": [{key: each[key] for key in keys} for each in ordered],
+        "waiting": sorted(waiting),
     }
     lines = ["| paper | claim | at this scale | |", "|---:|---|---|---|"]
     lines += [
         f"| {each['number']:02d} | {each['title']} | {each['verdict'] or 'no verdict'} | "
-        f"{each['line']} |"
-        for each in found
+        f"{_cell(each['line'])} |"
+        for each in ordered
     ]
+    lines += [f"| {number:02d} | | not finished yet | |" for number in sorted(waiting)]
     table = "\n".join(lines)
     write_atomic(folder / "scoreboard.md", f"{table}\n")
     write_atomic(folder / "scoreboard.json", json.dumps(board, indent=1, allow_nan=False))
     return board, table
+
+
+def _identity(number: int, title: str, paper: str, version: int) -> dict[str, Any]:
+    return {
+        "schema": SCHEMA,
+        "number": number,
+        "title": title,
+        "paper": paper,
+        "claim_version": version,
+    }
+
+
+def _cell(text: str) -> str:
+    """Returns a text as one cell of a Markdown table."""
+    return text.replace("|", "\\|")
 
 
 def _judged(claim: Claim, budget: Budget, rows: Sequence[Row]) -> dict[str, Any]:

@@ -9,54 +9,39 @@ import torch
 from torch import nn
 
 from sparsecraft.core.errors import MissingDependency
-from sparsecraft.lab.tasks.base import check_positive
 from sparsecraft.lab.tasks.networks import Perceptron, small_vit
 from sparsecraft.lab.tasks.training import Fit
-from sparsecraft.lab.tasks.vision import Images, ImageTask, Part, stratified
-
-ABOUT = "Handwritten digits of 8x8 pixels from scikit-learn, split by class into three parts."
+from sparsecraft.lab.tasks.vision import DescribedImageTask, Images, Part, stratified
 
 
-class DigitsMLP(ImageTask):
-    """A perceptron with two hidden layers of 256.
+class DigitsTask(DescribedImageTask):
+    """Any network on the digits."""
 
-    Args:
-        steps: Training steps.
-        seed: Of the training.
-    """
+    about = "Handwritten digits of 8x8 pixels from scikit-learn, split by class into three parts."
 
-    def __init__(self, steps: int = 600, seed: int = 0) -> None:
-        check_positive(steps=steps)
-        super().__init__(
-            name="digits-mlp",
-            about=ABOUT,
-            images=digits(),
-            architecture="A 64-256-256-10 perceptron",
-            schedule=Fit(steps=steps, batch_size=64, learning_rate=2e-3, seed=seed),
-        )
+    def pictures(self) -> dict[Part, Images]:
+        """Returns the digits."""
+        return digits()
+
+
+class DigitsMLP(DigitsTask):
+    """A perceptron with two hidden layers of 256."""
+
+    name = "digits-mlp"
+    architecture = "A 64-256-256-10 perceptron"
+    fit = Fit(steps=600, batch_size=64, learning_rate=2e-3)
 
     def build(self) -> nn.Module:
         """Returns the untrained perceptron."""
         return Perceptron(64, 256, 256, 10)
 
 
-class DigitsViT(ImageTask):
-    """A vision transformer on patches of 2 by 2 pixels.
+class DigitsViT(DigitsTask):
+    """A vision transformer on patches of 2 by 2 pixels."""
 
-    Args:
-        steps: Training steps.
-        seed: Of the training.
-    """
-
-    def __init__(self, steps: int = 800, seed: int = 0) -> None:
-        check_positive(steps=steps)
-        super().__init__(
-            name="digits-vit",
-            about=ABOUT,
-            images=digits(),
-            architecture="A vision transformer of 4 blocks of width 64",
-            schedule=Fit(steps=steps, batch_size=64, learning_rate=1.5e-3, seed=seed),
-        )
+    name = "digits-vit"
+    architecture = "A vision transformer of 4 blocks of width 64"
+    fit = Fit(steps=800, batch_size=64, learning_rate=1.5e-3)
 
     def build(self) -> Any:
         """Returns the untrained transformer."""

@@ -15,81 +15,63 @@ from torch import nn
 
 from sparsecraft.core.errors import CheckpointError, MissingDependency
 from sparsecraft.lab.tasks import cache
-from sparsecraft.lab.tasks.base import check_positive
 from sparsecraft.lab.tasks.networks import Perceptron, small_resnet
 from sparsecraft.lab.tasks.training import Fit
-from sparsecraft.lab.tasks.vision import Images, ImageTask, Part
+from sparsecraft.lab.tasks.vision import DescribedImageTask, Images, Part
 
-FASHION = "Fashion-MNIST, clothes of 28x28 grey pixels; validation is the end of its training half."
-CIFAR = (
-    "A JPEG-compressed sample of CIFAR-10, so not comparable with published figures; validation "
-    "is the end of its training half."
-)
+RESNET = "A ResNet of 3 stages of 2 basic blocks"
 
 
-class FashionMLP(ImageTask):
-    """A perceptron with hidden layers of 300 and 100 on Fashion-MNIST.
+class FashionTask(DescribedImageTask):
+    """Any network on Fashion-MNIST."""
 
-    Args:
-        steps: Training steps.
-        seed: Of the training.
-    """
+    about = (
+        "Fashion-MNIST, clothes of 28x28 grey pixels; validation is the end of its training half."
+    )
 
-    def __init__(self, steps: int = 2000, seed: int = 0) -> None:
-        check_positive(steps=steps)
-        super().__init__(
-            name="fashion-mnist-mlp",
-            about=FASHION,
-            images=fashion_mnist(cache.data_directory("fashion_mnist", "Fashion-MNIST")),
-            architecture="A 784-300-100-10 perceptron",
-            schedule=Fit(steps=steps, batch_size=128, learning_rate=1e-3, seed=seed),
-        )
+    def pictures(self) -> dict[Part, Images]:
+        """Returns the clothes."""
+        return fashion_mnist(cache.data_directory("fashion_mnist", "Fashion-MNIST"))
+
+
+class FashionMLP(FashionTask):
+    """A perceptron with hidden layers of 300 and 100 on Fashion-MNIST."""
+
+    name = "fashion-mnist-mlp"
+    architecture = "A 784-300-100-10 perceptron"
+    fit = Fit(steps=2000, batch_size=128, learning_rate=1e-3)
 
     def build(self) -> nn.Module:
         """Returns the untrained perceptron."""
         return Perceptron(784, 300, 100, 10)
 
 
-class FashionResNet(ImageTask):
-    """A small ResNet on Fashion-MNIST.
+class FashionResNet(FashionTask):
+    """A small ResNet on Fashion-MNIST."""
 
-    Args:
-        steps: Training steps.
-        seed: Of the training.
-    """
-
-    def __init__(self, steps: int = 800, seed: int = 0) -> None:
-        check_positive(steps=steps)
-        super().__init__(
-            name="fashion-mnist-resnet",
-            about=FASHION,
-            images=fashion_mnist(cache.data_directory("fashion_mnist", "Fashion-MNIST")),
-            architecture="A ResNet of 3 stages of 2 basic blocks",
-            schedule=Fit(steps=steps, batch_size=64, learning_rate=2e-3, seed=seed),
-        )
+    name = "fashion-mnist-resnet"
+    architecture = RESNET
+    fit = Fit(steps=800, batch_size=64, learning_rate=2e-3)
 
     def build(self) -> Any:
         """Returns the untrained ResNet."""
         return small_resnet(channels=1, classes=10)
 
 
-class Cifar10ResNet(ImageTask):
-    """A small ResNet on a sample of CIFAR-10.
+class Cifar10ResNet(DescribedImageTask):
+    """A small ResNet on a sample of CIFAR-10."""
 
-    Args:
-        steps: Training steps.
-        seed: Of the training.
-    """
+    name = "cifar10-resnet"
+    about = (
+        "A JPEG-compressed sample of CIFAR-10, so not comparable with published figures; "
+        "validation is the end of its training half."
+    )
+    architecture = RESNET
+    fit = Fit(steps=1200, batch_size=64, learning_rate=2e-3)
 
-    def __init__(self, steps: int = 1200, seed: int = 0) -> None:
-        check_positive(steps=steps)
-        super().__init__(
-            name="cifar10-resnet",
-            about=CIFAR,
-            images=cifar10(cache.data_directory("cifar10_jpg", "The task cifar10-resnet")),
-            architecture="A ResNet of 3 stages of 2 basic blocks",
-            schedule=Fit(steps=steps, batch_size=64, learning_rate=2e-3, seed=seed),
-        )
+    def pictures(self) -> dict[Part, Images]:
+        """Returns the sample."""
+        return cifar10(cache.data_directory("cifar10_jpg", "The task cifar10-resnet"))
 
     def build(self) -> Any:
         """Returns the untrained ResNet."""

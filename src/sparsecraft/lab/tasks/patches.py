@@ -12,10 +12,9 @@ import torch
 
 from sparsecraft.core.errors import InvalidValue, MissingDependency
 from sparsecraft.core.seeds import derive
-from sparsecraft.lab.tasks.base import check_positive
 from sparsecraft.lab.tasks.networks import small_resnet
 from sparsecraft.lab.tasks.training import Fit
-from sparsecraft.lab.tasks.vision import PARTS, Images, ImageTask, Part
+from sparsecraft.lab.tasks.vision import PARTS, DescribedImageTask, Images, Part
 
 PICTURES = [
     "astronaut.png",
@@ -48,29 +47,25 @@ FLAT = 0.02
 """Patches whose grey values spread less than this (of 1) show nothing."""
 
 
-class PatchesResNet(ImageTask):
-    """A ResNet on grey patches; the parts come from separate tiles of a picture.
+class PatchesResNet(DescribedImageTask):
+    """A ResNet on grey patches; the parts come from separate tiles of a picture."""
 
-    Args:
-        steps: Training steps.
-        seed: Of the training.
-    """
+    name = "patches-resnet"
+    architecture = "A ResNet of 3 stages of 2 basic blocks"
+    fit = Fit(steps=600, batch_size=64, learning_rate=2e-3)
 
-    def __init__(self, steps: int = 600, seed: int = 0) -> None:
-        check_positive(steps=steps)
-        images = patches()
-        pictures = int(images["training"].labels.max()) + 1
-        super().__init__(
-            name="patches-resnet",
-            about=(
-                f"Grey 32x32 patches of {pictures} pictures of scikit-image; "
-                f"the class is the picture, and each {TILE}x{TILE} tile of a picture serves one "
-                "part only."
-            ),
-            images=images,
-            architecture="A ResNet of 3 stages of 2 basic blocks",
-            schedule=Fit(steps=steps, batch_size=64, learning_rate=2e-3, seed=seed),
+    @property
+    def about(self) -> str:  # type: ignore[override]
+        """One sentence on the data; how many pictures there are depends on scikit-image."""
+        pictures = int(patches()["training"].labels.max()) + 1
+        return (
+            f"Grey 32x32 patches of {pictures} pictures of scikit-image; the class is the picture, "
+            f"and each {TILE}x{TILE} tile of a picture serves one part only."
         )
+
+    def pictures(self) -> dict[Part, Images]:
+        """Returns the patches."""
+        return patches()
 
     def build(self) -> Any:
         """Returns the untrained ResNet."""

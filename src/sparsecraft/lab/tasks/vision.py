@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -184,6 +184,38 @@ class ImageTask(Task):
         batches = self.training_batches(schedule.batch_size, schedule.seed)
         model = fit(self._fresh(), batches, self.loss, schedule, self.name)
         save_file(model.state_dict(), folder / WEIGHTS)
+
+
+class DescribedImageTask(ImageTask):
+    """An image task whose class attributes say everything but the network.
+
+    Args:
+        steps: Training steps; None takes those of `fit`.
+        seed: Of the training.
+    """
+
+    name: str
+    about: str
+    """One sentence on the data."""
+    architecture: str
+    """Names the network, for the fingerprint and the description."""
+    fit: Fit
+    """Of the training."""
+
+    def __init__(self, steps: int | None = None, seed: int = 0) -> None:
+        chosen = self.fit.steps if steps is None else steps
+        check_positive(steps=chosen)
+        super().__init__(
+            name=self.name,
+            about=self.about,
+            images=self.pictures(),
+            architecture=self.architecture,
+            schedule=replace(self.fit, steps=chosen, seed=seed),
+        )
+
+    @abstractmethod
+    def pictures(self) -> dict[Part, Images]:
+        """Returns the images by part."""
 
 
 def stratified(images: Images, validation: float, test: float, seed: int) -> dict[Part, Images]:

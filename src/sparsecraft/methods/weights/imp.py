@@ -14,17 +14,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import nn
 
-from sparsecraft.core import scores
 from sparsecraft.core.catalog import Paper, Taxonomy, method
 from sparsecraft.core.errors import InvalidValue, check_sparsity
 from sparsecraft.core.kinds import Recipe, Train
-from sparsecraft.core.mask import Mask, count
+from sparsecraft.core.mask import Mask
 from sparsecraft.core.schedules import Exponential, Linear, Schedule
-from sparsecraft.kernels.selection import keep_largest
-from sparsecraft.model.targets import Targets, find_targets
+from sparsecraft.model.shrink import shrink
+from sparsecraft.model.targets import find_targets
 
 
 @dataclass(frozen=True)
@@ -115,25 +113,7 @@ class IterativeMagnitude(Recipe):
         for number in range(1, self.rounds + 1):
             before = masks[-1] if masks else None
             train(model, before, branch=f"round {number}")
-            masks.append(_smaller(model, found, before, self.schedule.density(number)))
+            masks.append(shrink(model, found, before, self.schedule.density(number)))
             model.load_state_dict(start)
             masks[-1].apply_(dict(model.named_parameters()))
         return Tickets(tuple(masks))
-
-
-@torch.no_grad()
-def _smaller(model: nn.Module, targets: Targets, before: Mask | None, density: float) -> Mask:
-    """Returns the mask of the largest weights, none of them outside the mask before."""
-    weights = targets.matrices(model)
-    ranked = []
-    for target in targets:
-        scores.check_finite(weights[target.name], f"{target.name}: the trained weight")
-        magnitude = scores.magnitude(weights[target.name])
-        if before is not None:
-            # A survivor may be exactly zero; what is pruned must still come after it.
-            kept = target.matrix(before[target.parameter]).to(magnitude.device)
-            magnitude = magnitude.masked_fill(~kept, -1.0)
-        ranked.append(magnitude)
-    chosen = keep_largest(ranked, count(targets.numel, density))
-    names = [target.name for target in targets]
-    return targets.mask(model, dict(zip(names, chosen, strict=True)))

@@ -1,0 +1,268 @@
+"""`sparsecraft train`: a task's model made sparse while it trains, beside its controls."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sparsecraft.cli.parser import (
+    Parser,
+    assignment,
+    flattened,
+    fraction,
+    patterns,
+    positive,
+)
+from sparsecraft.cli.terminal import console, progress, say
+from sparsecraft.core.errors import InvalidValue
+
+if TYPE_CHECKING:
+    from sparsecraft.core.kinds import InTraining
+    from sparsecraft.lab.tasks.base import Task
+    from sparsecraft.lab.training import TrainSettings
+    from sparsecraft.lab.training_runs import Plan
+
+RESUME = "The same command goes on from the last checkpoint in --out."
+DEFAULT_STEPS = 600
+
+
+def parser() -> Parser:
+    """Returns the parser of this verb."""
+    made = Parser(
+        prog="sparsecraft train",
+        description=(
+            "Trains a task's model while a method makes it sparse, and beside it, on the same\n"
+            "seeds and batches, what it must beat: the dense model, a random static mask of the\n"
+            "same density, and for a method that changes its mask one that never changes.\n"
+            "The table has quality, sparsity asked and achieved, the operations of the whole\n"
+            "training relative to dense, memory and time. The finished model is an ordinary one\n"
+            "with exact zeros, in --out/model. A training that was stopped goes on by itself.\n\n"
+            "examples:\n"
+            "  sparsecraft train digits-mlp --method rigl --sparsity 0.9\n"
+            "  sparsecraft train digits-mlp --method static --option source=snip --sparsity 95%\n"
+            "  sparsecraft train digits-vit --method gradual_magnitude --sparsity 0.8 --seeds 3\n"
+            "  sparsecraft train stdlib-lm --from-trained --method sr_ste --pattern 2:4\n"
+            "  sparsecraft train digits-vit --method cast --optimizer adams --no-controls\n\n"
+            "on several processes or machines (DDP):\n"
+            "  accelerate launch --num_processes 2 -m sparsecraft train digits-mlp --method set "
+            "--sparsity 0.9\n\n"
+            "`sparsecraft methods` lists the methods; those of the kind InTraining train here."
+        ),
+    )
+    made.add_argument("task", metavar="TASK", help="name of a task; a wrong one lists them all")
+    _method_arguments(made)
+    _training_arguments(made)
+    made.add_argument(
+        "--no-controls",
+        dest="controls",
+        action="store_false",
+        default=True,
+        help="train the method alone: no dense model, no random mask, no static twin",
+    )
+    made.add_argument(
+        "--controls",
+        dest="controls",
+        action="store_true",
+        help="train the controls too, which is the default",
+    )
+    made.add_argument("--seed", type=int, default=0, help="of weights, batches and masks")
+    made.add_argument(
+        "--seeds", type=positive, default=1, metavar="N", help="repetitions, from --seed on"
+    )
+    made.add_argument(
+        "--out", type=Path, metavar="DIR", help="where all goes (default: TASK-METHOD)"
+    )
+    made.add_argument(
+        "--checkpoint-every", type=positive, default=200, metavar="N", help="steps between two"
+    )
+    return made
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Trains the method and its controls, prints the table, writes the report, and returns 0."""
+    from contextlib import nullcontext
+
+    from sparsecraft.lab.lock import locked
+    from sparsecraft.lab.training_loop import processes
+    from sparsecraft.lab.training_runs import claim_folder
+
+    plan = _plan(arguments)
+    claim_folder(plan)
+    main = processes().is_main_process
+    with locked(plan.out) if main else nullcontext():
+        found = _train(plan, shown=main)
+        if main:
+            _show(plan, found)
+    return 0
+
+
+def _method_arguments(made: Parser) -> None:
+    made.add_argument("--method", metavar="NAME", help="a name of `methods`, or FILE.py:CLASS")
+    made.add_argument("--sparsity", type=fraction, help="fraction of zeros, 0.9 or 90%%")
+    made.add_argument("--pattern", help="unstructured, 2:4 (keep 2 of 4), block:4x4, channels:out")
+    made.add_argument(
+        "--option",
+        type=assignment,
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a setting of the method, repeatable; `sparsecraft methods NAME` lists them",
+    )
+    made.add_argument(
+        "--targets",
+        type=patterns,
+        action="append",
+        metavar="PATTERN",
+        help="layers by glob, re:REGEX or class name; a leading ! takes away; repeatable",
+    )
+
+
+def _training_arguments(made: Parser) -> None:
+    made.add_argument("--steps", type=positive, metavar="N", help="optimiser steps; the task's own")
+    made.add_argument("--batch-size", type=positive, metavar="N", help="examples; the task's own")
+    made.add_argument(
+        "--accumulate", type=positive, default=1, metavar="N", help="batches in one step"
+    )
+    made.add_argument(
+        "--learning-rate", type=float, metavar="X", help="at its peak; the task's own for adamw"
+    )
+    made.add_argument("--weight-decay", type=float, default=0.0, metavar="X", help="on matrices")
+    made.add_argument(
+        "--optimizer",
+        metavar="sgd|adamw|adams",
+        help="adamw unless the method needs another, such as cast adams",
+    )
+    start = made.add_mutually_exclusive_group()
+    start.add_argument(
+        "--from-scratch",
+        dest="start",
+        action="store_const",
+        const="scratch",
+        help="begin with fresh weights: the default where the task has such a model",
+    )
+    start.add_argument(
+        "--from-trained",
+        dest="start",
+        action="store_const",
+        const="trained",
+        help="begin with the task's trained dense model",
+    )
+
+
+def _plan(arguments: argparse.Namespace) -> Plan:
+    from sparsecraft.lab.tasks import load_task
+    from sparsecraft.lab.training_runs import Plan
+
+    method = _method(arguments)
+    task = load_task(arguments.task)
+    return Plan(
+        task=task,
+        method=method,
+        settings=_settings(arguments, task, method),
+        targets=flattened(arguments.targets),
+        seeds=range(arguments.seed, arguments.seed + arguments.seeds),
+        controls=arguments.controls,
+        out=arguments.out or Path(f"{arguments.task}-{method.info.name}"),
+        checkpoint_every=arguments.checkpoint_every,
+    )
+
+
+def _method(arguments: argparse.Namespace) -> InTraining:
+    from sparsecraft.core import catalog
+    from sparsecraft.core.kinds import InTraining
+
+    if arguments.method is None:
+        raise InvalidValue("--method NAME is needed: which method shall make the model sparse?")
+    options: dict[str, Any] = {}
+    short = {"sparsity": arguments.sparsity, "pattern": arguments.pattern}
+    given = [(key, value) for key, value in short.items() if value is not None]
+    for key, value in [*given, *arguments.option]:
+        if key in options:
+            raise InvalidValue(f"{key} is given twice; give it once")
+        options[key] = value
+    method = catalog.build(arguments.method, **options)
+    if isinstance(method, InTraining):
+        return method
+    info = method.info
+    hint = (
+        "it runs several trainings itself, from Python: see its page"
+        if info.kind == "Recipe"
+        else f"train under the mask that it makes: --method static --option source={info.name}"
+    )
+    raise InvalidValue(f"{info.name} is of the kind {info.kind} and does not train; {hint}.")
+
+
+def _settings(arguments: argparse.Namespace, task: Task, method: InTraining) -> TrainSettings:
+    """Returns the settings given, the task's own where it has such, defaults otherwise."""
+    from sparsecraft.lab.training import TrainSettings
+
+    own = getattr(task, "schedule", None)
+    needed = method.optimizer_type
+    own_optimizer = "adamw" if needed is None else needed.__name__.lower()
+    optimizer = arguments.optimizer or own_optimizer
+    if needed is not None and optimizer != own_optimizer:
+        raise InvalidValue(
+            f"{method.info.name} needs its own optimiser, which is a part of the method: leave "
+            f"--optimizer {optimizer} out, or say --optimizer {own_optimizer}."
+        )
+    rate = arguments.learning_rate
+    if rate is None and optimizer == "adamw" and own is not None:
+        rate = own.learning_rate
+    return TrainSettings(
+        steps=arguments.steps or getattr(own, "steps", DEFAULT_STEPS),
+        batch_size=arguments.batch_size or getattr(own, "batch_size", 64),
+        accumulate=arguments.accumulate,
+        learning_rate=rate,
+        optimizer=optimizer,  # type: ignore[arg-type]
+        weight_decay=arguments.weight_decay,
+        start=arguments.start or ("scratch" if hasattr(task, "build") else "trained"),
+    )
+
+
+def _train(plan: Plan, *, shown: bool) -> dict[str, Any]:
+    """Returns the summary of all trainings, the method's first, so that its errors come early."""
+    from contextlib import nullcontext
+
+    from sparsecraft.lab.training_runs import METHOD, Arm, controls, run_arm
+    from sparsecraft.lab.training_summary import summarise
+
+    arms = [Arm(METHOD, plan.method.info.name, plan.method, plan.settings)]
+    records: dict[str, list[dict[str, Any]]] = {}
+    notes: list[str] = [] if plan.controls else ["the controls were left out (--no-controls)"]
+    with progress("training") if shown else nullcontext() as tell:
+        for place, seed in enumerate(plan.seeds):
+            for arm in arms:
+                records.setdefault(arm.id, []).append(run_arm(plan, arm, seed, tell))
+            if place == 0 and plan.controls:
+                first = records[METHOD][0]
+                asked = first["sparsity"] if first["asked"] is None else first["asked"]
+                beside, why = controls(plan, asked)
+                for arm in beside:
+                    records[arm.id] = [run_arm(plan, arm, seed, tell)]
+                arms, notes = [*arms, *beside], [*notes, *why]
+    return summarise(plan, arms, records, notes)
+
+
+def _show(plan: Plan, found: dict[str, Any]) -> None:
+    """Prints the table, the notes and where everything lies; writes the report."""
+    from rich.table import Table
+
+    from sparsecraft.lab.report.training_page import words_of
+    from sparsecraft.lab.training_summary import table, write_report
+
+    heads, rows = table(found)
+    # Figures downwards, trainings across: there are more of the former than a terminal is wide.
+    shown = Table(*(row[0] for row in [heads, *rows]))
+    for figure in zip(heads[1:], *(row[1:] for row in rows), strict=True):
+        shown.add_row(*figure)
+    console().print(shown)
+    metric = found["task"]["metric"]
+    for difference in found["differences"]:
+        say(f"{metric} against {difference['against']}: {words_of(difference)}")
+    say(f"training FLOPs are {found['runtime']}; memory and time are those of dense kernels")
+    for note in found["notes"]:
+        say(f"note: {note}")
+    _, page = write_report(found, plan.out)
+    form = found["arms"][0]["runs"][0]["form"]
+    say(f"finished model ({form} form): {plan.out / 'model'}; report: {page}")

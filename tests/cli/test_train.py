@@ -1,0 +1,89 @@
+"""`sparsecraft train`: the table, the finished model, going on, and its errors."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from safetensors.torch import load_file
+from tests.command import refused, run
+
+QUICK = ("digits-mlp", "--method", "rigl", "--sparsity", "0.9", "--steps", "25")
+
+
+def test_a_method_beside_its_controls(capsys, tmp_path):
+    out = tmp_path / "out"
+    outcome = run(capsys, "train", *QUICK, "--out", out)
+    assert outcome.code == 0, outcome.err
+    for words in ("dense", "random static, 90% zeros", "training FLOPs", "ECE", "plain form"):
+        assert words in outcome.out
+    assert "1 seed: no interval" in outcome.out
+    assert "simulated" in outcome.out
+    found = json.loads((out / "report.json").read_text())
+    assert [arm["role"] for arm in found["arms"]] == ["method", "dense", "random static"]
+    assert "<svg" in (out / "report.html").read_text()
+    weights = load_file(out / "model" / "model.safetensors")
+    matrices = [value for value in weights.values() if value.dim() == 2]
+    zeros = sum(int((value == 0).sum()) for value in matrices)
+    assert zeros / sum(value.numel() for value in matrices) == pytest.approx(0.9, abs=1e-3)
+
+    again = run(capsys, "train", *QUICK, "--out", out)
+    assert json.loads((out / "report.json").read_text())["arms"] == found["arms"]
+    assert again.code == 0
+    message = refused(capsys, "train", *QUICK, "--out", out, "--learning-rate", "0.1")
+    assert "another settings: learning_rate is 0.002 there and 0.1 here" in message
+    message = refused(capsys, "prune", out / "checkpoints", "--out", tmp_path / "pruned")
+    assert "in the middle of a sparse training" in message
+
+
+def test_alone_and_from_the_trained_model(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("SPARSECRAFT_CACHE", str(tmp_path / "cache"))
+    out = tmp_path / "out"
+    arguments = ("digits-mlp", "--method", "static", "--option", "source=snip", "--sparsity", "80%")
+    arguments += ("--steps", "10", "--from-trained", "--no-controls", "--optimizer", "sgd")
+    outcome = run(capsys, "train", *arguments, "--out", out)
+    assert outcome.code == 0, outcome.err
+    assert "note: the controls were left out" in outcome.out
+    (arm,) = json.loads((out / "report.json").read_text())["arms"]
+    assert arm["runs"][0]["trainings"] == 2
+    assert arm["runs"][0]["test"] > 0.5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("digits-mpl", "--method", "rigl"), "Did you mean 'digits-mlp'"),
+        (("digits-mlp",), "--method NAME is needed"),
+        (("digits-mlp", "--method", "riggle"), "Did you mean 'rigl'"),
+        (("digits-mlp", "--method", "wanda"), "--method static --option source=wanda"),
+        (("digits-mlp", "--method", "iterative_magnitude"), "kind Recipe"),
+        (("digits-mlp", "--method", "rigl", "--sparsity", "90"), "For 90 % write 0.9"),
+        (("digits-mlp", "--method", "rigl", "--option", "evry=3"), "Did you mean 'every'"),
+        (
+            ("digits-mlp", "--method", "rigl", "--sparsity", "0.5", "--option", "sparsity=0.6"),
+            "sparsity is given twice",
+        ),
+        (("digits-mlp", "--method", "cast", "--optimizer", "sgd"), "say --optimizer adams"),
+        (
+            ("digits-mlp", "--method", "rigl", "--optimizer", "adma"),
+            "Did you mean 'adamw' or 'adams'",
+        ),
+        (("digits-mlp", "--method", "rigl", "--steps", "0"), "at least 1"),
+        (("digits-mlp", "--method", "rigl", "--steps", "9", "--option", "every=50"), "no update"),
+        (("digits-mlp", "--method", "rigl", "--targets", "nothing.*"), "match no layer"),
+        (("digits-mlp", "--method", "rigl", "--from-scratch", "--from-trained"), "not allowed"),
+    ],
+)
+def test_errors_are_one_line_and_leave_no_training(capsys, tmp_path, arguments, words):
+    message = refused(capsys, "train", *arguments, "--out", tmp_path / "out")
+    assert words in message
+    assert not list(tmp_path.rglob("*.pt"))
+    assert not list(tmp_path.rglob("runs/*"))
+
+
+def test_a_training_that_a_wrong_setting_stopped_can_be_begun_anew(capsys, tmp_path):
+    wrong = ("digits-mlp", "--method", "rigl", "--steps", "9", "--option", "every=50")
+    refused(capsys, "train", *wrong, "--out", tmp_path / "out")
+    right = ("digits-mlp", "--method", "set", "--steps", "9", "--option", "every=2")
+    outcome = run(capsys, "train", *right, "--no-controls", "--out", tmp_path / "out")
+    assert outcome.code == 0, outcome.err
