@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 from safetensors.torch import load_file
@@ -87,3 +90,17 @@ def test_a_training_that_a_wrong_setting_stopped_can_be_begun_anew(capsys, tmp_p
     right = ("digits-mlp", "--method", "set", "--steps", "9", "--option", "every=2")
     outcome = run(capsys, "train", *right, "--no-controls", "--out", tmp_path / "out")
     assert outcome.code == 0, outcome.err
+
+
+@pytest.mark.slow
+def test_two_processes_take_part_and_one_of_them_writes(tmp_path):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    launch += ["--master_port", "29733", "-m", "sparsecraft", "train", *QUICK]
+    launch += ["--no-controls", "--out", str(tmp_path / "out")]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(launch, env=environment, capture_output=True, text=True, timeout=150)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("finished model") == 1
+    (arm,) = json.loads((tmp_path / "out" / "report.json").read_text())["arms"]
+    assert arm["runs"][0]["processes"] == 2
+    assert load_file(tmp_path / "out" / "model" / "model.safetensors")

@@ -84,7 +84,7 @@ def test_ranks_by_hand():
 def test_bad_settings():
     with pytest.raises(InvalidValue, match=r"sparsity=1.0 is not allowed.*in \[0, 1\)"):
         iso_flop.growth(1.0)
-    with pytest.raises(InvalidValue, match="For 75 % write 0.75"):
+    with pytest.raises(InvalidValue, match=r"For 75 % write 0\.75"):
         iso_flop.wide_widths({"a": 4}, 75)
     with pytest.raises(InvalidValue, match="give 'both' or 'U'"):
         iso_flop.factorized_rank(4, 4, 1, 0.5, sparse="V")

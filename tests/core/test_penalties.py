@@ -1,4 +1,6 @@
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -180,3 +182,8 @@ def test_unfit_tensors_are_refused(penalty):
     for bad in (math.nan, math.inf):
         with pytest.raises(NonFinite, match=r"1 of 3 groups hold NaN or infinite entries.*group 1"):
             penalty.prox(torch.tensor([[1.0], [bad], [2.0]]), 1.0)
+
+
+def test_importing_the_penalties_does_not_import_numba():
+    code = "import sys, sparsecraft.core.group_envelope; sys.exit('numba' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

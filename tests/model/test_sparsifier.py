@@ -471,6 +471,23 @@ def test_a_weight_that_nobody_computes_with_is_reported():
         optimizer.step()
 
 
+@pytest.mark.parametrize("method", ["rigl", "sr_ste"])
+def test_a_compiled_model_trains_like_a_plain_one(method):
+    ends = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4))
+        options = {"pattern": "1:2"} if method == "sr_ste" else {"every": 1}
+        sparsifier = Sparsifier(model, method, total_steps=4, **options)
+        optimizer = sgd(model)
+        sparsifier.attach(optimizer)
+        torch._dynamo.reset()  # code compiled for another model would be taken up without hooks
+        used = torch.compile(model, backend="eager") if compiled else model
+        train(used, optimizer, sparsifier, 4)
+        ends.append(sparsifier.finalize().model.state_dict())
+    torch.testing.assert_close(ends[0], ends[1], rtol=1e-6, atol=1e-7)
+
+
 def test_vision_transformer_in_bfloat16():
     model = tiny_vit().to(torch.bfloat16)
     sparsifier = Sparsifier(model, Regrown(sparsity=0.5), total_steps=4)

@@ -44,8 +44,8 @@ def parser() -> Parser:
             "  sparsecraft train digits-vit --method gradual_magnitude --sparsity 0.8 --seeds 3\n"
             "  sparsecraft train stdlib-lm --from-trained --method sr_ste --pattern 2:4\n"
             "  sparsecraft train digits-vit --method cast --optimizer adams --no-controls\n\n"
-            "on several processes or machines (DDP):\n"
-            "  accelerate launch --num_processes 2 -m sparsecraft train digits-mlp --method set "
+            "on several processes or machines (DDP); the table says how many took part:\n"
+            "  torchrun --nproc_per_node 2 -m sparsecraft train digits-mlp --method set "
             "--sparsity 0.9\n\n"
             "`sparsecraft methods` lists the methods; those of the kind InTraining train here."
         ),

@@ -111,6 +111,7 @@ def _columns(metric: str) -> dict[str, Callable[[Records], str]]:
         "on a path": lambda runs: _mean(runs, "masks", "effective_density", write=percent),
         "training FLOPs": lambda runs: _mean(runs, "flops", "relative", write=_times),
         "trainings": lambda runs: _mean(runs, "trainings", write=lambda v: f"{v:.0f}"),
+        "processes": lambda runs: _mean(runs, "processes", write=lambda v: f"{v:.0f}"),
         "peak memory": lambda runs: _most(runs, "peak_bytes"),
         "stored": lambda runs: _most(runs, "stored_bytes"),
         "time": lambda runs: _mean(runs, "seconds", write=duration),

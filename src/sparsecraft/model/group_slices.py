@@ -26,6 +26,7 @@ class AxisSlice:
         offset: Where the first group begins, along a single axis.
         width: Consecutive entries of a group along a single axis.
         first: Number of the first group within its family.
+        groups: How many groups along a single axis; None for all that fit from the offset on.
 
     Example:
         >>> rows = AxisSlice("weight", axes=(0,))
@@ -39,7 +40,6 @@ class AxisSlice:
     width: int = 1
     first: int = 0
     groups: int | None = None
-    """How many groups along a single axis; None for all that fit from the offset on."""
 
     def count(self, shape: tuple[int, ...]) -> int:
         """Returns how many groups a parameter of this shape has here."""

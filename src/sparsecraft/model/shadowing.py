@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -28,6 +29,8 @@ def shadow(model: nn.Module, parameter: str, compute: Compute) -> list[Removable
     Returns:
         The hooks; removing them ends it.
     """
+    # Masks are made by compiled loops and by Python, into which torch.compile must not look.
+    compute = torch.compiler.disable(compute)
     path, _, name = parameter.rpartition(".")
     owner_path, caller_path = path, _caller(model, path)
     below = owner_path[len(caller_path) :].lstrip(".")

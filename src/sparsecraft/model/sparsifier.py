@@ -502,8 +502,9 @@ class Sparsifier:
         if silent:
             raise InvalidValue(
                 f"{silent[0]} trains, but its module was never called, so that "
-                f"{self.method.info.name} could not take part: another module reads its weight. "
-                "Leave it out of the targets."
+                f"{self.method.info.name} could not take part. Either another module reads its "
+                "weight: leave it out of the targets. Or the model ran compiled before: make the "
+                "Sparsifier first, or call torch._dynamo.reset()."
             )
 
     # -- the end ---------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from sparsecraft.core.catalog import build, describe, restore
 from sparsecraft.core.errors import InvalidValue
 from sparsecraft.core.kinds import Clock, TrainedLayer
 from sparsecraft.core.patterns import NM
+from sparsecraft.lab.claims.source_bytes import byte_model
 from sparsecraft.methods.weights.cast import CAST, scaled
 from sparsecraft.model.adams import AdamS
 from sparsecraft.model.sparsifier import Sparsifier
@@ -193,6 +194,20 @@ def test_hidden_states_may_be_taught_too():
     assert CAST(hidden=0.5, distillation=0.0).captures == ("logits", "teacher", "hidden")
 
 
+def test_attention_maps_may_be_taught():
+    model = byte_model(1, 32, 0, context=8)
+    sparsifier = Sparsifier(model, "cast", total_steps=1, attention=2.0, distillation=0.0)
+    ids = torch.arange(16).view(2, 8)
+    model(ids)
+    assert sparsifier.loss().item() == 0
+    with torch.no_grad():
+        model.blocks[0].q.weight.mul_(3)
+    model(ids)
+    sparsifier.loss().backward()
+    assert model.blocks[0].q.weight.grad.abs().sum() > 0
+    assert model.blocks[0].v.weight.grad is None  # maps do not depend on values
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -247,6 +262,7 @@ def test_fused_and_transposed_weights():
         ({"distillation": 1.0}, "the task's loss has the rest"),
         ({"temperature": 0.0}, "more than 0"),
         ({"hidden": -1.0}, "hidden=-1.0"),
+        ({"attention": -1.0}, "attention=-1.0"),
         ({"sparsity": 0.9}, "contradicts the pattern 2:4"),
     ],
 )

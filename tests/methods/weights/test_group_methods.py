@@ -240,6 +240,17 @@ def test_one_layer_only():
     assert active(model) == [12, 4]
 
 
+def test_an_example_input_finds_the_units_of_a_model_whose_input_cannot_be_guessed():
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 26 * 26, 3)
+    )  # fits images of 28x28 only
+    method = WGSEF(k=2, groups="filter")
+    with pytest.raises(InvalidValue, match="does not run on the example input"):
+        method.units(model)
+    (pool,) = method.units(model, torch.zeros(1, 1, 28, 28))
+    assert (pool.k, pool.families[0].size) == (2, 4)
+
+
 # -- what is refused -----------------------------------------------------------------------------
 
 

@@ -74,6 +74,7 @@ ABLATIONS: Mapping[str, Mapping[str, Any]] = {
     "cast, 4 scales": {**TRAINED["cast"], "scale_groups": 4},
     "cast, no teacher": {**TRAINED["cast"], "distillation": 0.0},
     "cast, hidden states too": {**TRAINED["cast"], "hidden": 0.1},
+    "cast, attention maps too": {**TRAINED["cast"], "attention": 0.1},
     "ast, fixed mask": {**TRAINED["ast"], "mask_every": 0},
     "ast, side branch": {**TRAINED["ast"], "side_inputs": 16},
 }

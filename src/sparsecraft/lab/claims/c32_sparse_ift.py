@@ -10,8 +10,8 @@ something for size to bring.
 All arms share the patches, their order, the epochs and the learning rate, which as in the paper
 is the *dense* network's: the best of four for it, on validation patches of other seeds. The
 sparsity of every transformed network is solved from profiled FLOPs; a run whose masked network
-is over 1 % from it is refused. What a training step of RigL costs, dense gradients of the larger
-network included, stands beside it.
+costs over 1 % more or less than dense is refused. What a training step of RigL costs, dense
+gradients of the larger network included, stands beside it.
 """
 
 from __future__ import annotations

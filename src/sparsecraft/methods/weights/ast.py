@@ -8,7 +8,8 @@ teaches at temperature 2. AST-Boosted adds a side branch of sums of consecutive 
 The official code keeps its mask as integers and inverts it bit by bit, which turns the decay of
 masked weights into growth; here a mask is boolean. Its other pull, added to the gradient for
 Llama, is `decoupled=False`. A mask by Wanda's score is made once, from the calibration data, and
-not renewed: inputs are not watched while a model trains.
+not renewed: inputs are not watched while a model trains. Betas and weight decay are the
+optimiser's; the paper has 0.9 and 0.95, and for GPT-2 a decay of 0.1.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from sparsecraft.core.adams import Pull
@@ -22,6 +23,9 @@ from sparsecraft.core.errors import InvalidValue
 from sparsecraft.core.kinds import Clock, InTraining, Layers, Tensors, TrainedLayer, WeightMethod
 from sparsecraft.core.patterns import NM, Pattern
 from sparsecraft.model.adams import AdamS
+
+INNER = ("hidden", "attention")
+"""What of a teacher's inside may be taught, by the setting that weighs it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +40,7 @@ class Decaying(InTraining, WeightMethod):
         temperature: Divides the logits of teacher and student.
         hidden: Weight of the relative error of the blocks' hidden states against the teacher's,
             on the scale of the task's loss having the share 1 - distillation.
+        attention: The same of the attention maps.
     """
 
     masked_weights: ClassVar[Literal["frozen", "live"]] = "live"
@@ -46,6 +51,7 @@ class Decaying(InTraining, WeightMethod):
     distillation: float = 0.0
     temperature: float = 1.0
     hidden: float = 0.0
+    attention: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -61,17 +67,16 @@ class Decaying(InTraining, WeightMethod):
             )
         if not self.temperature > 0:
             raise InvalidValue(f"temperature={self.temperature!r} is not allowed: give more than 0")
-        if not self.hidden >= 0:
-            raise InvalidValue(
-                f"hidden={self.hidden!r} is not allowed: give a weight of at least 0"
-            )
+        for name in INNER:
+            weight = getattr(self, name)
+            if not weight >= 0:
+                raise InvalidValue(f"{name}={weight!r} is not allowed: give a weight of at least 0")
 
     @property
     def captures(self) -> tuple[str, ...]:  # type: ignore[override]
         """What the loss needs of the forward pass; nothing without a teacher."""
-        if not (self.distillation or self.hidden):
-            return ()
-        return ("logits", "teacher", "hidden") if self.hidden else ("logits", "teacher")
+        inner = tuple(name for name in INNER if getattr(self, name))
+        return ("logits", "teacher", *inner) if self.distillation or inner else ()
 
     @property
     def loss_scale(self) -> float:
@@ -95,15 +100,17 @@ class Decaying(InTraining, WeightMethod):
         """Returns the teacher's part; see the module for its scale."""
         if not captured:
             return None
-        logits = captured["logits"]
-        tokens = counted_tokens(captured["inputs"], logits)
-        found = self.distillation * divergence(
-            logits, captured["teacher"], self.temperature, tokens
-        )
-        if self.hidden:
-            error = relative_error(captured["hidden"], captured["teacher hidden"])
-            found = found + self.hidden * error
-        return self.loss_scale * found
+        parts = []
+        if self.distillation:
+            logits, teacher = captured["logits"], captured["teacher"]
+            tokens = counted_tokens(captured["inputs"], logits)
+            divergent = divergence(logits, teacher, self.temperature, tokens)
+            parts.append(self.distillation * divergent)
+        for name in INNER:
+            if weight := getattr(self, name):
+                error = relative_error(captured[name], captured[f"teacher {name}"])
+                parts.append(weight * error)
+        return self.loss_scale * torch.stack(parts).sum()
 
     def due(self, clock: Clock) -> bool:
         """Returns whether the coming step has a new mask; the mask of the last one stays."""

@@ -59,13 +59,13 @@ class GroupLasso(RegularisedGroups):
         """Returns max(0, 1 - rate * strength * sqrt(size) / norm)."""
         penalty = GroupL2(strength=self.strength)
         return [
-            penalty.factors(each, clock.rate, pool.sizes.to(each.device))
+            penalty.factors(each, clock.rate, pool.sizes.to(each))
             for pool, each in zip(pools, norms, strict=True)
         ]
 
     def gradient_factors(self, pool: Pool, norms: Tensor) -> Tensor:
         """Returns strength * sqrt(size) / norm."""
-        return GroupL2(strength=self.strength).gradient_factors(norms, pool.sizes.to(norms.device))
+        return GroupL2(strength=self.strength).gradient_factors(norms, pool.sizes.to(norms))
 
 
 @method(

@@ -80,15 +80,16 @@ class WGSEF(RegularisedGroups):
     def factors(self, pools: Sequence[Pool], norms: Sequence[Tensor], clock: Clock) -> list[Tensor]:
         """Returns the prox factors of all layers, their roots found together."""
         penalties = [self._penalty(pool) for pool in pools]
-        return batched_factors(penalties, norms, clock.rate, [pool.sizes for pool in pools])
+        sizes = [pool.sizes.to(each) for pool, each in zip(pools, norms, strict=True)]
+        return batched_factors(penalties, norms, clock.rate, sizes)
 
     def gradient_factors(self, pool: Pool, norms: Tensor) -> Tensor:
         """Returns strength * d_j / u_j."""
-        return self._penalty(pool).gradient_factors(norms, pool.sizes.to(norms.device))
+        return self._penalty(pool).gradient_factors(norms, pool.sizes.to(norms))
 
     def scores(self, norms: Tensor, sizes: Tensor) -> Tensor:
         """Returns sqrt(d_j) times the norm, the order in which the penalty values groups."""
-        return norms * weights_of(self.weights, sizes).sqrt().to(norms.device)
+        return norms * weights_of(self.weights, sizes.to(norms)).sqrt()
 
     def _penalty(self, pool: Pool) -> GroupEnvelope:
         return GroupEnvelope(k=pool.k, strength=self.strength, weights=self.weights)

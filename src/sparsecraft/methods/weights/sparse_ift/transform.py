@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+import torch
 from torch import nn
 
 from sparsecraft.core.allocation import parse_allocation
@@ -144,7 +145,8 @@ def sparse_ift(
         seed=seed,
     )
     scope = find_scope(model, example, skip, whole=family != "wide")
-    built = _BUILDERS[family](model, scope, example, choices)
+    with torch.random.fork_rng(devices=[]):  # layers draw weights when they are made
+        built = _BUILDERS[family](model, scope, example, choices)
     profile = profile_flops(built.model, example)
     targets = find_targets(built.model, list(built.sparse)) if built.sparse else None
     cost = _Cost(profile, targets, allocation)
@@ -291,8 +293,8 @@ def _check_not_empty(targets: Targets | None, densities: Mapping[str, float]) ->
     empty = [t.name for t in targets or () if not count(t.numel, densities[t.parameter])]
     if empty:
         raise BudgetError(
-            f"{empty[:3]}: not a single weight would be left. Ask for a lower sparsity, or add "
-            "these layers to skip."
+            f"{empty[:3]}: not a single weight would be left. Ask for a lower sparsity, or leave "
+            "so small a layer dense (skip=...)."
         )
 
 
