@@ -242,6 +242,7 @@ class TrainedLayer:
         mask: bool of `shape`, True where kept; None while the layer is dense.
         state: Tensors of the method, saved and resumed with the training.
         cache: Anything that can be computed again; never saved.
+        statistics: Of its input in this step, where the method declared any and it is due.
         parameters: The method's own trained parameters of this layer, see `own_parameters`.
     """
 
@@ -251,6 +252,7 @@ class TrainedLayer:
     mask: Tensor | None = None
     state: dict[str, Tensor] = field(default_factory=dict)
     cache: dict[str, Any] = field(default_factory=dict)
+    statistics: Mapping[type[Statistic], Tensor] = field(default_factory=dict)
     parameters: Mapping[str, Tensor] = field(default_factory=dict)
 
     def generator(self, *labels: object) -> torch.Generator:
@@ -281,6 +283,9 @@ class InTraining(Method):
     masked_weights: ClassVar[Literal["frozen", "live"]] = "frozen"
     dense_gradients: ClassVar[bool] = False
     """Whether `update_masks` needs the gradient of masked weights too; only where it is due."""
+    statistics: ClassVar[tuple[type[Statistic], ...]] = ()
+    """What `update_masks` needs of the layers' inputs, gathered in the forward passes of steps
+    where it is due, and found in `layer.statistics`."""
     captures: ClassVar[tuple[str, ...]] = ()
     """What `loss` needs of the forward pass: of "logits", "teacher", "attention", "hidden"."""
     optimizer_type: ClassVar[type | None] = None
@@ -433,7 +438,9 @@ class Train(Protocol):
         """Trains the model in place; entries that the mask prunes stay zero.
 
         A recipe whose branches differ in a setting (soups) gives it as a further keyword, such as
-        `seed` or `weight_decay`, and says so; a training for it takes `**settings`.
+        `seed` or `weight_decay`, and one that trains under a method (Sparse-IFT) gives
+        `sparsifier`, a function of the number of steps that returns the Sparsifier to attach. The
+        recipe says so; a training for it takes these keywords.
 
         Args:
             model: A torch module.

@@ -252,9 +252,7 @@ def _tapped(model: nn.Module, taps: Taps) -> Iterator[None]:
     handles = []
     for name in dict.fromkeys(target.module for target in taps.targets):
         module = modules[name]
-        fused = hasattr(module, "num_experts") and hasattr(module, "down_proj")
-        hook = _expert_hook(name, taps) if fused else _input_hook(name, taps)
-        handles.append(module.register_forward_pre_hook(hook))
+        handles.append(module.register_forward_pre_hook(input_hook(name, module, taps)))
     try:
         yield
     finally:
@@ -262,7 +260,21 @@ def _tapped(model: nn.Module, taps: Taps) -> Iterator[None]:
             handle.remove()
 
 
-def _input_hook(name: str, taps: Taps) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+def input_hook(
+    name: str, module: nn.Module, taps: Taps
+) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+    """Returns the forward pre-hook that shows a module's inputs to the taps.
+
+    Args:
+        name: Of the module.
+        module: A layer, or fused experts, each of which gets the tokens routed to it.
+        taps: Where the statistics are gathered.
+    """
+    fused = hasattr(module, "num_experts") and hasattr(module, "down_proj")
+    return _expert_hook(name, taps) if fused else _layer_hook(name, taps)
+
+
+def _layer_hook(name: str, taps: Taps) -> Callable[[nn.Module, tuple[Any, ...]], None]:
     def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
         taps.see(name, args[0], module)
 

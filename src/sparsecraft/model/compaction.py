@@ -125,7 +125,7 @@ def compact(
     _select(smaller, indices)
     for group, mask in chosen:
         if group.kind == "heads":
-            _correct_attention(smaller, group, int(mask.sum()))
+            correct_attention(smaller, group, int(mask.sum()))
     if example_input is not None:
         _prove(model, smaller, keep, groups, example_input, tolerance)
     why_not = _make_plain(smaller, groups, {g.name: int(m.sum()) for g, m in chosen})
@@ -174,10 +174,10 @@ def _select(model: nn.Module, indices: Mapping[str, Mapping[int, Tensor]]) -> No
             changed = {k: new[id(t)] for k, t in owned.items() if t is not None and id(t) in new}
             owned.update(changed)
             if changed:
-                _correct_sizes(module)
+                correct_sizes(module)
 
 
-def _correct_sizes(module: nn.Module) -> None:
+def correct_sizes(module: nn.Module) -> None:
     """Makes a leaf module's remembered sizes those of its tensors."""
     weight = getattr(module, "weight", None)
     if isinstance(module, nn.Linear):
@@ -197,7 +197,7 @@ def _correct_sizes(module: nn.Module) -> None:
         module.num_parameters = module.weight.numel()
 
 
-def _correct_attention(model: nn.Module, group: UnitGroup, kept: int) -> None:
+def correct_attention(model: nn.Module, group: UnitGroup, kept: int) -> None:
     """Scales the head counts and widths that the modules around its projections remember."""
     width = _outgoing_width(group) * group.size
     for path in _around(group):

@@ -26,6 +26,7 @@ from sparsecraft.core.mask import Mask
 from sparsecraft.core.scores import check_finite
 from sparsecraft.model.context import LossFunction
 from sparsecraft.model.frozen import HeldMask, check_owned, clear_moments
+from sparsecraft.model.input_watch import InputWatch
 from sparsecraft.model.own_parameters import OwnParameters
 from sparsecraft.model.pruning import prune
 from sparsecraft.model.ranks import any_rank, check_agreement, digest, of_first_rank
@@ -109,6 +110,12 @@ class Sparsifier:
         self.units = self.method.units(self.model)
         self._start(targets, calibration, loss_function)
         self._recording = Recording(self.model, self.method.captures, teacher)
+        wanted = self.method.statistics
+        self._watch = (
+            InputWatch(self.model, list(self.targets), wanted, lambda: self.method.due(self.clock))
+            if wanted
+            else None
+        )
         if self._overrides("forward"):
             self._shadow()
         self._mark(self)
@@ -272,6 +279,8 @@ class Sparsifier:
         if self._held is not None:
             self._held.remove()
         self._recording.remove()
+        if self._watch is not None:
+            self._watch.remove()
         self._mark(None)
         self.optimizer = None
 
@@ -429,6 +438,9 @@ class Sparsifier:
             clear_moments(self.optimizer, parameters[name], part_of(gone, parameters[name]))  # type: ignore[arg-type]
 
     def _update_masks(self) -> int:
+        seen = {} if self._watch is None else self._watch.values()
+        for name, layer in self.layers.items():
+            layer.statistics = seen.get(name, {})
         found = self.method.update_masks(self._shown(), self._gradients(), self.layers, self.clock)
         decided = of_first_rank(found)
         changed = 0

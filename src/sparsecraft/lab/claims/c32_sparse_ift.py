@@ -7,11 +7,13 @@ network tells 18 pictures by patches of 16 by 16 pixels. No pixel of a test tile
 on, and twice the width is better by three points (at four times the FLOPs), so that there is
 something for size to bring.
 
-All arms share the patches, their order, the epochs and the learning rate, which as in the paper
-is the *dense* network's: the best of four for it, on validation patches of other seeds. The
-sparsity of every transformed network is solved from profiled FLOPs; a run whose masked network
-costs over 1 % more or less than dense is refused. What a training step of RigL costs, dense
-gradients of the larger network included, stands beside it.
+All arms share the patches, their order and the epochs, and each chooses the better of the same two
+learning rates on validation patches. The paper gives the sparse networks the dense one's rate; in
+pilots the narrow dense network was best at the higher rate and the wide sparse ones at the lower,
+so that one rate for all would have decided the comparison. The sparsity of every transformed
+network is solved from profiled FLOPs; a run whose masked network costs over 1 % more or less than
+dense is refused. What a training step of RigL costs, dense gradients of the larger network
+included, stands beside it.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ from sparsecraft.lab.claims.claim import Budget, Claim, Contrast, FullScale
 from sparsecraft.lab.evidence.table import Row
 from sparsecraft.lab.evidence.verdict import StatedDifference
 from sparsecraft.lab.tasks.patches import patches
+from sparsecraft.lab.tasks.vision import Part
 from sparsecraft.methods.weights.sparse_ift import SparseIFT, sparse_ift
 from sparsecraft.methods.weights.sparse_ift.recipe import PAPER
 from sparsecraft.methods.weights.sparse_ift.scope import find_scope
@@ -51,7 +54,7 @@ SPARSITY_OF_FAMILIES = 0.75
 TRAINING_PATCHES = 4000
 BATCH = 64
 EPOCHS = 8
-RATE = 0.3
+RATES = (0.1, 0.3)
 SMALLEST_EFFECT = 0.01
 # Of the difference of two gains, half that of a gain.
 SMALLEST_RISE = 0.005
@@ -153,14 +156,26 @@ def _transformed(
 def _cell(
     name: str, seed: int, *, family: str, training: str, s: float, epochs: int = EPOCHS
 ) -> Cell:
-    settings = {"family": family, "training": training, "sparsity": s, "epochs": epochs}
+    settings = {
+        "family": family,
+        "training": training,
+        "sparsity": s,
+        "epochs": epochs,
+        "rates": list(RATES if epochs == EPOCHS else RATES[:1]),
+    }
     return Cell(name, seed, settings)
 
 
 def measure(cell: Cell) -> dict[str, float]:
-    """Returns the test accuracy of an arm, and what its network costs beside the dense one."""
-    data, test = part("training", cell.seed), part("test", cell.seed)
-    example, epochs = data.images[:1], cell.settings["epochs"]
+    """Returns the figures of an arm at the learning rate that is better on validation patches."""
+    tried = [_train(cell, rate) for rate in cell.settings["rates"]]
+    return max(tried, key=lambda found: found["validation accuracy"])
+
+
+def _train(cell: Cell, rate: float) -> dict[str, float]:
+    """Returns the accuracies of an arm, and what its network costs beside the dense one."""
+    data, epochs = part("training", cell.seed), cell.settings["epochs"]
+    example = data.images[:1]
     dense = network(*WIDTHS, seed=cell.seed)
     budget = profile_flops(dense, example).total
     model, sparsifier = _arm(cell, dense, example, digits.steps(data, epochs, BATCH))
@@ -168,7 +183,7 @@ def measure(cell: Cell) -> dict[str, float]:
         model,
         data,
         seed=cell.seed,
-        rate=RATE,
+        rate=rate,
         epochs=epochs,
         batch=BATCH,
         sparsifier=sparsifier,
@@ -177,7 +192,13 @@ def measure(cell: Cell) -> dict[str, float]:
     costs = _costs(model, outcome, example, budget)
     if cell.settings["family"] != "none" and outcome is not None:
         _check_equal(cell.arm, costs["FLOPs over dense"])
-    return {"accuracy": digits.accuracy(model, test), **costs, **_masks(outcome)}
+    return {
+        "accuracy": digits.accuracy(model, part("test", cell.seed)),
+        "validation accuracy": digits.accuracy(model, part("validation", cell.seed)),
+        "learning rate": rate,
+        **costs,
+        **_masks(outcome),
+    }
 
 
 def _arm(
@@ -243,9 +264,9 @@ def _masks(outcome: TrainingReport | None) -> dict[str, float]:
     return found
 
 
-def part(name: str, seed: int) -> digits.Part:
+def part(name: Part, seed: int) -> digits.Part:
     """Returns patches at half resolution; those of the training are drawn anew for each seed."""
-    images = patches()["training" if name == "training" else "test"]
+    images = patches()[name]
     if name == "training":
         order = torch.randperm(len(images), generator=generator(seed, "patches"))
         images = images.take(order[:TRAINING_PATCHES])
@@ -324,12 +345,11 @@ CLAIM = Claim(
             "rigl": {"drop": 0.3, "every": 100, "end_at": 0.75, "allocation": "uniform"},
         },
     ),
-    seeds={"smoke": 1, "small": 8, "full": 10},
+    seeds={"smoke": 1, "small": 5, "full": 10},
     run=run,
     curve="accuracy",
     tuning=(
-        f"none: learning rate {RATE:g} for every arm, the best of 0.03, 0.1, 0.3 and 1 for the "
-        "dense network on validation patches of other seeds; the claim is about its settings, "
-        "unchanged"
+        f"learning rate from {list(RATES)} for every arm and seed, by accuracy on the validation "
+        "patches"
     ),
 )

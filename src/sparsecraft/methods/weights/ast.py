@@ -7,9 +7,9 @@ teaches at temperature 2. AST-Boosted adds a side branch of sums of consecutive 
 
 The official code keeps its mask as integers and inverts it bit by bit, which turns the decay of
 masked weights into growth; here a mask is boolean. Its other pull, added to the gradient for
-Llama, is `decoupled=False`. A mask by Wanda's score is made once, from the calibration data, and
-not renewed: inputs are not watched while a model trains. Betas and weight decay are the
-optimiser's; the paper has 0.9 and 0.95, and for GPT-2 a decay of 0.1.
+Llama, is `decoupled=False`. A mask by Wanda's score begins with the calibration data and is renewed
+with the inputs of the step at hand, not with a sum over all steps so far. Betas and weight decay
+are the optimiser's; the paper has 0.9 and 0.95, and for GPT-2 a decay of 0.1.
 """
 
 from __future__ import annotations
@@ -22,11 +22,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from sparsecraft.core import scores
 from sparsecraft.core.adams import Pull
 from sparsecraft.core.catalog import Paper, Taxonomy, method
 from sparsecraft.core.errors import InvalidValue
 from sparsecraft.core.kinds import Clock, Layers, Tensors, TrainedLayer, WeightMethod
+from sparsecraft.core.patterns import as_matrix
 from sparsecraft.core.side_branch import Initial, check_width, initial_side, projection
+from sparsecraft.core.statistics import InputNorm, Statistic
 from sparsecraft.core.straight_through import straight_through
 from sparsecraft.methods.weights.decaying import Decaying
 from sparsecraft.methods.weights.wanda import Wanda
@@ -65,8 +68,8 @@ class AST(Decaying):
         ramp: Share of the training over which the decay grows from 0, in [0, 1].
         distillation: Weight of the teacher in the loss, that of the task being the rest.
         temperature: T of the distillation, whose divergence is multiplied by T^2.
-        metric: "magnitude" renews the mask by |W|; "wanda" makes it once, by |W| times the norm of
-            the input over the calibration data, and needs mask_every=0.
+        metric: "magnitude" renews the mask by |W|; "wanda" by |W| times the norm of the input, over
+            the calibration data for the first mask and over the step's own data for later ones.
         decoupled: Whether the decay stays out of the first moment.
         side_inputs: k, the inputs that the side branch sums; 0 has no branch. The finished model
             then has other layers ("augmented").
@@ -94,16 +97,16 @@ class AST(Decaying):
             raise InvalidValue(f"ramp={self.ramp!r} is not allowed: it is a share of the training")
         if self.metric not in ("magnitude", "wanda"):
             raise InvalidValue(f'metric={self.metric!r} is not one of "magnitude", "wanda"')
-        if self.metric == "wanda" and self.mask_every:
-            raise InvalidValue(
-                'metric="wanda" makes the mask once, from the calibration data: give mask_every=0, '
-                'or metric="magnitude" for a mask that is renewed'
-            )
         if self.side_start not in ("mean", "sum", "xavier"):
             raise InvalidValue(f"side_start={self.side_start!r} is not mean, sum or xavier")
         if self.side_inputs < 0:
             raise InvalidValue(f"side_inputs={self.side_inputs} is not allowed: give at least 0")
         Pull("weight", self.lam)
+
+    @property
+    def statistics(self) -> tuple[type[Statistic], ...]:  # type: ignore[override]
+        """The norm of the inputs, where masks are renewed by it."""
+        return (InputNorm,) if self.metric == "wanda" and self.mask_every else ()
 
     def targets(self, model: Any, select: Any) -> Any:
         """Returns the targets; those of a side branch are linear layers whose inputs it divides."""
@@ -147,6 +150,20 @@ class AST(Decaying):
         ramp = self.ramp * clock.total
         grown = min(1.0, clock.step / ramp) if ramp else 1.0
         return Pull("weight", self.loss_scale * self.lam, grown, self.decoupled)
+
+    def update_masks(
+        self, weights: Tensors, gradients: Tensors, layers: Layers, clock: Clock
+    ) -> Tensors:
+        """Returns the masks of the highest scores; a layer that saw no input keeps its own."""
+        if self.metric == "magnitude":
+            return super().update_masks(weights, gradients, layers, clock)
+        masks = {}
+        for name, weight in weights.items():
+            if InputNorm in layers[name].statistics:
+                norms = layers[name].statistics[InputNorm]
+                score = scores.wanda(as_matrix(weight), norms.to(weight.device))
+                masks[name] = self.pattern.mask(score, self.density).view(weight.shape)
+        return masks
 
     def export(self, weight: Tensor, layer: TrainedLayer, clock: Clock) -> Tensor:
         """Returns m * W; the side branch is put in place by `surgery`."""

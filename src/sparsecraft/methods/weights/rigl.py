@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from sparsecraft.core.catalog import Paper, Taxonomy, method
+from sparsecraft.core.iso_flop import rigl_step_flops
 from sparsecraft.core.kinds import Clock, Tensors, TrainedLayer
 from sparsecraft.core.scores import check_finite
 from sparsecraft.methods.weights.prune_and_grow import PruneAndGrow
@@ -75,5 +76,4 @@ class RigL(PruneAndGrow):
         Reference:
             Evci et al., 2020, arXiv 1911.11134, appendix H.
         """
-        every = self.interval(total)
-        return (3 * sparse * every + 2 * sparse + dense) / (every + 1)
+        return rigl_step_flops(sparse, dense, self.interval(total))

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from sparsecraft.core.errors import InvalidValue
 from sparsecraft.methods.weights.sparse_ift.initial import normal
 from sparsecraft.methods.weights.sparse_ift.scope import Scope
-from sparsecraft.model.compaction import _correct_attention, _correct_sizes
+from sparsecraft.model.compaction import correct_attention, correct_sizes
 from sparsecraft.model.targets import find_targets
 from sparsecraft.model.unit_symbols import tensors_in
 from sparsecraft.model.units import UnitGroup, evaluating, run
@@ -72,7 +72,7 @@ def widen(
     _exchange(wider, sizes, seed)
     for group in groups:
         if group.kind == "heads" and widths[group.name] != group.size:
-            _correct_attention(wider, group, widths[group.name])
+            correct_attention(wider, group, widths[group.name])
     _try(model, wider, example_input)
     return Widened(wider, both, one)
 
@@ -125,7 +125,7 @@ def _exchange(model: nn.Module, sizes: Mapping[str, Mapping[int, int]], seed: in
             changed = {k: new[id(t)] for k, t in owned.items() if t is not None and id(t) in new}
             owned.update(changed)
             if changed:
-                _correct_sizes(module)
+                correct_sizes(module)
 
 
 def _values(
