@@ -11,6 +11,7 @@ from sparsecraft.core.patterns import (
     Channels,
     Unstructured,
     as_matrix,
+    from_matrix,
     parse_pattern,
 )
 
@@ -165,8 +166,20 @@ def test_unknown_text():
         parse_pattern("unstructred")
 
 
-def test_as_matrix_is_a_view():
-    weight = torch.rand(4, 3, 2, 2)
+@pytest.mark.parametrize("shape", [(4, 6), (4, 3, 2), (4, 3, 2, 5), (2, 3, 1, 1)])
+def test_a_weight_is_its_matrix_and_back(shape):
+    weight = torch.rand(shape)
     matrix = as_matrix(weight)
-    assert matrix.shape == (4, 12) and matrix.data_ptr() == weight.data_ptr()
+    assert matrix.shape == (shape[0], weight[0].numel())
+    assert torch.equal(from_matrix(matrix, shape), weight)
     assert as_matrix(matrix) is matrix
+
+
+def test_groups_of_a_convolution_run_along_its_input_channels():
+    scores = torch.rand(3, 8, 2, 2)
+    keep = NM(2, 4).tensor_mask(scores)
+    assert (keep.view(3, 2, 4, 2, 2).sum(2) == 2).all()
+    with pytest.raises(InvalidValue, match="multiple of 4 inputs"):
+        NM(2, 4).tensor_mask(torch.rand(3, 6, 2, 2))
+    with pytest.raises(InvalidValue, match="implies no density"):
+        Unstructured().tensor_mask(scores)

@@ -107,8 +107,22 @@ def test_convolutions_see_their_patches():
     x = torch.randn(2, 2, 6, 6)
     stage = next(iter(stages(conv, find_targets(conv), (Hessian,), [{"x": x}])))
     columns = torch.nn.functional.unfold(x, 3, padding=1, stride=2).transpose(1, 2)
+    # A matrix's columns are kernel positions, each with all channels.
+    columns = columns.view(2, 9, 2, 9).transpose(2, 3).flatten(2)
     expected = sum(c.T @ c for c in columns) * 2 / 2
     torch.testing.assert_close(stage.values["inner.0"][Hessian], expected)
+
+
+def test_a_convolutions_matrix_times_its_patches_is_what_it_computes():
+    conv = Wrapped(nn.Sequential(nn.Conv2d(2, 3, 3, padding=1, bias=False)))
+    x = torch.randn(1, 2, 4, 4)
+    found = find_targets(conv)
+    norms = next(iter(stages(conv, found, (InputNorm,), [{"x": x}]))).values["inner.0"][InputNorm]
+    columns = torch.nn.functional.unfold(x, 3, padding=1)[0].view(2, 9, 16).transpose(0, 1)
+    patches = columns.flatten(0, 1)  # (kernel positions * channels, places)
+    torch.testing.assert_close(norms, patches.square().sum(1).sqrt())
+    matrix = found[0].matrix(conv.inner[0].weight.detach())
+    torch.testing.assert_close(matrix @ patches, conv.inner[0](x).flatten(2)[0])
 
 
 def test_grouped_convolutions_are_refused_with_the_way_out():

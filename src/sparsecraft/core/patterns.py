@@ -6,13 +6,13 @@ two-dimensional, (outputs, inputs): the host presents every weight that way, wha
 
 from __future__ import annotations
 
+import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from sparsecraft.core.errors import InvalidValue, UnknownName, check_density
@@ -30,8 +30,8 @@ class Pattern(ABC):
         """The density that the pattern itself implies, or None if it is free."""
         return None
 
-    def check(self, shape: tuple[int, int], name: str = "weight") -> None:  # noqa: B027
-        """Raises InvalidValue if a matrix of this shape cannot hold the pattern."""
+    def check(self, shape: tuple[int, ...], name: str = "weight") -> None:  # noqa: B027
+        """Raises InvalidValue if a weight (outputs, inputs, *kernel) cannot hold the pattern."""
 
     @abstractmethod
     def mask(self, scores: Tensor, density: float) -> Tensor:
@@ -45,14 +45,19 @@ class Pattern(ABC):
             bool (outputs, inputs).
         """
 
-    def tensor_mask(self, scores: Tensor, density: float) -> Tensor:
+    def tensor_mask(self, scores: Tensor, density: float | None = None) -> Tensor:
         """Returns the bool mask of a weight in its own shape.
 
         Args:
             scores: (outputs, inputs, *kernel).
-            density: Fraction kept, in (0, 1].
+            density: Fraction kept, in (0, 1]; None where the pattern implies it.
         """
-        return self.mask(as_matrix(scores), density).view(scores.shape)
+        kept = self.fixed_density if density is None else density
+        if kept is None:
+            raise InvalidValue(f"the pattern {self} implies no density: give one")
+        shape = tuple(scores.shape)
+        self.check(shape)
+        return from_matrix(self.mask(as_matrix(scores), kept), shape).contiguous()
 
     def global_masks(self, scores: Sequence[Tensor], density: float) -> list[Tensor]:
         """Returns one mask for each matrix, the budget being shared by all of them.
@@ -134,7 +139,7 @@ class NM(Pattern):
         """The fraction keep / of."""
         return self.keep / self.of
 
-    def check(self, shape: tuple[int, int], name: str = "weight") -> None:
+    def check(self, shape: tuple[int, ...], name: str = "weight") -> None:
         """Raises InvalidValue unless `of` divides the number of inputs."""
         if shape[1] % self.of:
             raise InvalidValue(
@@ -152,14 +157,6 @@ class NM(Pattern):
             )
         self.check((scores.shape[0], scores.shape[1]))
         return nm_mask(scores, self.keep, self.of)
-
-    def tensor_mask(self, scores: Tensor, density: float | None = None) -> Tensor:
-        """Returns the mask of a weight; the groups of a convolution run over input channels."""
-        if scores.dim() == 2:
-            return self.mask(scores, density)
-        last = scores.movedim(1, -1)  # (outputs, *kernel, inputs)
-        kept = self.mask(last.reshape(-1, last.shape[-1]), density)
-        return kept.view(last.shape).movedim(-1, 1).contiguous()
 
     def global_masks(self, scores: Sequence[Tensor], density: float) -> list[Tensor]:
         """Returns the mask of each matrix; every group has the same budget anyway."""
@@ -180,12 +177,13 @@ class Block(Pattern):
         if self.rows < 1 or self.cols < 1:
             raise InvalidValue(f"Block(rows={self.rows}, cols={self.cols}): both must be >= 1")
 
-    def check(self, shape: tuple[int, int], name: str = "weight") -> None:
+    def check(self, shape: tuple[int, ...], name: str = "weight") -> None:
         """Raises InvalidValue unless the blocks tile the matrix."""
-        if shape[0] % self.rows or shape[1] % self.cols:
+        columns = math.prod(shape[1:])
+        if shape[0] % self.rows or columns % self.cols:
             raise InvalidValue(
                 f"{name}: blocks of {self.rows}x{self.cols} do not tile a matrix of "
-                f"{shape[0]}x{shape[1]}. Choose sizes that divide it, or leave the layer out."
+                f"{shape[0]}x{columns}. Choose sizes that divide it, or leave the layer out."
             )
 
     def mask(self, scores: Tensor, density: float) -> Tensor:
@@ -259,5 +257,21 @@ def parse_pattern(text: str | Pattern) -> Pattern:
 
 
 def as_matrix(weight: Tensor) -> Tensor:
-    """Returns the weight as (outputs, everything else); a view."""
-    return weight if weight.dim() == 2 else torch.flatten(weight, 1)
+    """Returns a weight (outputs, inputs, *kernel) as a matrix (outputs, everything else).
+
+    The columns of a convolution are its kernel positions one after the other, each with all input
+    channels, so that groups of neighbouring columns run along the input channels.
+
+    Example:
+        >>> as_matrix(torch.arange(4).view(1, 2, 2))
+        tensor([[0, 2, 1, 3]])
+    """
+    return weight if weight.dim() == 2 else weight.movedim(1, -1).flatten(1)
+
+
+def from_matrix(matrix: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Returns the weight of this shape whose matrix it is; what `as_matrix` undoes."""
+    if len(shape) == 2:
+        return matrix
+    last = matrix.reshape(shape[0], *shape[2:], shape[1])
+    return last.movedim(-1, 1)

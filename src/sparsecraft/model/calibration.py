@@ -338,7 +338,9 @@ def _patches(x: Tensor, conv: nn.Module) -> Iterator[Tensor]:
         padding=conv.padding,
         stride=conv.stride,
     )
-    yield from columns.transpose(1, 2)
+    # unfold gives channels first; a weight's matrix has kernel positions first.
+    by_channel = columns.unflatten(1, (conv.in_channels, -1))
+    yield from by_channel.transpose(1, 2).flatten(1, 2).transpose(1, 2)
 
 
 def _execution_order(model: nn.Module, names: Sequence[str], batch: Batch) -> list[str]:

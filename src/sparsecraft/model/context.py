@@ -14,6 +14,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sparsecraft.core.errors import MissingStatistic
+from sparsecraft.core.patterns import from_matrix
 from sparsecraft.core.seeds import generator
 from sparsecraft.model.targets import Targets
 
@@ -116,7 +117,7 @@ class CopyContext:
             if target.name not in weights:
                 continue
             original = originals[target.parameter]
-            matrix = weights[target.name].to(original.dtype).reshape(target.shape)
+            matrix = from_matrix(weights[target.name].to(original.dtype), target.shape)
             if target.index is None and target.rows is None:
                 made[target.parameter] = (
                     matrix.transpose(0, 1) if target.input_axis == 0 else matrix

@@ -181,7 +181,7 @@ def check(
     found = find_targets(model, targets)
     parameters = dict(model.named_parameters())
     for target in found:
-        chosen.pattern.check(target.matrix_shape, target.name)
+        chosen.pattern.check(target.shape, target.name)
     for name in dict.fromkeys(target.parameter for target in found):
         if not torch.isfinite(parameters[name]).all():
             raise NonFinite(f"{name} has NaN or infinite weights; the model was not touched")

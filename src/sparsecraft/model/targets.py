@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from sparsecraft.core.errors import NoMatch, closest
 from sparsecraft.core.mask import Mask
+from sparsecraft.core.patterns import as_matrix, from_matrix
 from sparsecraft.model.blocks import find_blocks, is_conv1d
 
 Select = str | Sequence[str] | Callable[[str, nn.Module], bool] | None
@@ -70,12 +71,13 @@ class Target:
 
     def matrix(self, parameter: Tensor) -> Tensor:
         """Returns it as a matrix (outputs, inputs); a view where the memory allows."""
-        return self.view(parameter).flatten(1)
+        return as_matrix(self.view(parameter))
 
     @torch.no_grad()
-    def write(self, parameter: Tensor, matrix: Tensor) -> None:
-        """Writes a matrix back into the parameter, in its dtype."""
-        self.view(parameter).copy_(matrix.reshape(self.shape))
+    def write(self, parameter: Tensor, values: Tensor) -> None:
+        """Writes a matrix, or a tensor (outputs, inputs, *kernel), back into the parameter."""
+        whole = values if values.shape == self.shape else from_matrix(values, self.shape)
+        self.view(parameter).copy_(whole)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from sparsecraft.core.adams import Pull
 from sparsecraft.core.catalog import Paper, Taxonomy, method
 from sparsecraft.core.errors import InvalidValue
 from sparsecraft.core.kinds import Clock, Layers, Tensors, TrainedLayer, WeightMethod
-from sparsecraft.core.patterns import as_matrix
+from sparsecraft.core.patterns import as_matrix, from_matrix
 from sparsecraft.core.side_branch import Initial, check_width, initial_side, projection
 from sparsecraft.core.statistics import InputNorm, Statistic
 from sparsecraft.core.straight_through import straight_through
@@ -162,7 +162,8 @@ class AST(Decaying):
             if InputNorm in layers[name].statistics:
                 norms = layers[name].statistics[InputNorm]
                 score = scores.wanda(as_matrix(weight), norms.to(weight.device))
-                masks[name] = self.pattern.mask(score, self.density).view(weight.shape)
+                keep = self.pattern.mask(score, self.density)
+                masks[name] = from_matrix(keep, layers[name].shape)
         return masks
 
     def export(self, weight: Tensor, layer: TrainedLayer, clock: Clock) -> Tensor:

@@ -19,7 +19,7 @@ from sparsecraft.core.allocation import Allocation, Uniform
 from sparsecraft.core.catalog import Paper, Taxonomy, method
 from sparsecraft.core.errors import InvalidValue, UnknownName
 from sparsecraft.core.kinds import Clock, InTraining, Layers, Tensors, WeightMethod
-from sparsecraft.core.patterns import as_matrix
+from sparsecraft.core.patterns import as_matrix, from_matrix
 from sparsecraft.core.schedules import Cubic
 from sparsecraft.core.scores import check_finite
 
@@ -122,6 +122,6 @@ class GradualMagnitude(InTraining, WeightMethod):
             )
         if self.scope == "global":
             masks = self.pattern.global_masks([as_matrix(r) for r in ranked.values()], density)
-            return {n: m.view(ranked[n].shape) for n, m in zip(ranked, masks, strict=True)}
+            return {n: from_matrix(m, layers[n].shape) for n, m in zip(ranked, masks, strict=True)}
         shares = self.allocation({n: layer.shape for n, layer in layers.items()}, density)
         return {name: self.pattern.tensor_mask(r, shares[name]) for name, r in ranked.items()}

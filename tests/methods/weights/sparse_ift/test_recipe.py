@@ -45,7 +45,7 @@ def test_it_trains_sparse_at_the_cost_of_the_dense_model(family):
     training = Training()
     outcome = SparseIFT(family=family, sparsity=0.75).run(tiny_cnn(), training, example_input=X)
     assert training.branches == ["sparse"]
-    assert training.losses[-1] < training.losses[0] / 2
+    assert training.losses[-1] < 0.7 * training.losses[0]
     report = outcome.training
     report.mask.verify(dict(outcome.model.named_parameters()))
     assert set(report.mask) == set(outcome.transformation.targets)
