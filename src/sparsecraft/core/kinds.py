@@ -349,8 +349,13 @@ class InTraining(Method):
         """
         return None
 
-    def units(self, model: Any) -> Any:
-        """Returns the groups of entries that `step_units` works on, found once."""
+    def units(self, model: Any, example_input: Any = None) -> Any:
+        """Returns the groups of entries that `step_units` works on, found once.
+
+        Args:
+            model: The model.
+            example_input: A small input by which they are found, where the caller has one.
+        """
         return None
 
     def keeps_previous(self, clock: Clock) -> bool:

@@ -6,9 +6,13 @@ Methods decide on whole tensors; what they decide is written back into the part 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
+
+from sparsecraft.model.ranks import mean_over_ranks_
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -43,3 +47,23 @@ def write(tensor: Tensor, full: Tensor) -> None:
     source = part_of(full, tensor)
     if source.data_ptr() != target.data_ptr() or source.shape != target.shape:
         target.copy_(source)
+
+
+def gathered(parts: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns whole tensors from what each rank collected for its part of the parameters."""
+    found = {}
+    for name in sorted(parts):
+        parameter, part = parameters[name], parts[name]
+        if isinstance(parameter, DTensor):
+            spread = DTensor.from_local(
+                part,
+                parameter.device_mesh,
+                parameter.placements,
+                shape=parameter.shape,
+                stride=parameter.stride(),
+            )
+            found[name] = spread.full_tensor()
+        else:
+            mean_over_ranks_([part])
+            found[name] = part
+    return found

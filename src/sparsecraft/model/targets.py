@@ -193,6 +193,26 @@ def find_targets(model: nn.Module, select: Select = None) -> Targets:
     return Targets(tuple(chosen), tuple(rows))
 
 
+def assembled(
+    parameter: Tensor, targets: Sequence[Target], compute: Callable[[Target, Tensor], Tensor]
+) -> Tensor:
+    """Returns the parameter with every target's part replaced by `compute(target, part)`.
+
+    Args:
+        parameter: Of the parameter's own shape.
+        targets: Its targets: one for a plain weight, several for fused or stacked ones.
+        compute: (target, (outputs, inputs, *kernel)) -> the same shape; differentiable.
+    """
+    only = targets[0]
+    if len(targets) == 1 and only.index is None and only.rows is None:
+        made = compute(only, only.view(parameter))
+        return made.transpose(0, 1) if only.input_axis == 0 else made
+    result = parameter.clone()
+    for target in targets:
+        target.view(result).copy_(compute(target, target.view(parameter)))
+    return result
+
+
 def _candidates(model: nn.Module) -> Iterator[Target]:
     """Yields every matrix that a rule covers, in model order; shared parameters once."""
     seen: set[int] = set()

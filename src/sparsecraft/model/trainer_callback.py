@@ -18,9 +18,10 @@ from sparsecraft.core.kinds import InTraining, Method
 from sparsecraft.model.checkpoints import CONFIG, TRAINING_SETTINGS
 from sparsecraft.model.context import LossFunction
 from sparsecraft.model.files import write_atomic
-from sparsecraft.model.sparsifier import Sparsifier, unwrapped
+from sparsecraft.model.sparsifier import Sparsifier
 from sparsecraft.model.targets import Select
 from sparsecraft.model.training_report import TrainingReport
+from sparsecraft.model.wrappers import unwrapped
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback

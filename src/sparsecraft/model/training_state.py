@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,34 +12,32 @@ from torch import Tensor
 from sparsecraft.core import catalog
 from sparsecraft.core.errors import CheckpointError
 from sparsecraft.core.mask import pack_bits, unpack_bits
+from sparsecraft.model.trained_model import TrainedModel
 from sparsecraft.model.training_report import Event
-
-if TYPE_CHECKING:
-    from sparsecraft.model.sparsifier import Sparsifier
 
 _FORMAT = "sparsecraft sparsifier"
 _VERSION = 1
 
 
-def state_of(sparsifier: Sparsifier) -> dict[str, Any]:
+def state_of(trained: TrainedModel) -> dict[str, Any]:
     """Returns everything that the training needs to go on, in plain values and tensors."""
     return {
         "format": _FORMAT,
         "version": _VERSION,
-        **_identity(sparsifier),
-        "step": sparsifier.step,
-        "rate": sparsifier.rate,
-        "masks": {n: pack_bits(m.mask) for n, m in sparsifier.layers.items() if m.mask is not None},
-        "active": {n: [pack_bits(each) for each in pair] for n, pair in sparsifier.active.items()},
-        "layers": {n: _copied(layer.state) for n, layer in sparsifier.layers.items()},
-        "model_state": _copied(sparsifier.model_state),
-        "own": sparsifier.own.state_dict(),
-        "history": [event.to_json() for event in sparsifier.history],
+        **_identity(trained),
+        "step": trained.step,
+        "rate": trained.rate,
+        "masks": {n: pack_bits(m.mask) for n, m in trained.layers.items() if m.mask is not None},
+        "active": {n: [pack_bits(each) for each in pair] for n, pair in trained.active.items()},
+        "layers": {n: _copied(layer.state) for n, layer in trained.layers.items()},
+        "model_state": _copied(trained.model_state),
+        "own": trained.own.state_dict(),
+        "history": [event.to_json() for event in trained.history],
     }
 
 
 @torch.no_grad()
-def load_state(sparsifier: Sparsifier, state: Mapping[str, Any]) -> None:
+def load_state(trained: TrainedModel, state: Mapping[str, Any]) -> None:
     """Takes up a state; nothing is changed where it does not fit.
 
     Raises:
@@ -53,19 +51,19 @@ def load_state(sparsifier: Sparsifier, state: Mapping[str, Any]) -> None:
         raise CheckpointError(
             f"the state is of version {state['version']}, this sparsecraft reads up to {_VERSION}"
         )
-    for name, mine in _identity(sparsifier).items():
+    for name, mine in _identity(trained).items():
         if state[name] != mine:
             raise CheckpointError(
                 f"the checkpoint has another {name.replace('_', ' ')}: {state[name]}, here {mine}. "
                 "A training goes on only with the settings it began with."
             )
-    sparsifier.own.load_state_dict(state["own"])
-    sparsifier.step, sparsifier.rate = state["step"], state["rate"]
-    sparsifier.history = [Event(**event) for event in state["history"]]
-    sparsifier.model_state.clear()
-    sparsifier.model_state.update(_copied(state["model_state"]))
-    for name, layer in sparsifier.layers.items():
-        device = _device(sparsifier)
+    trained.own.load_state_dict(state["own"])
+    trained.step, trained.rate = state["step"], state["rate"]
+    trained.history = [Event(**event) for event in state["history"]]
+    trained.model_state.clear()
+    trained.model_state.update(_copied(state["model_state"]))
+    for name, layer in trained.layers.items():
+        device = _device(trained)
         bits = state["masks"].get(name)
         layer.mask = None if bits is None else unpack_bits(bits, layer.shape).to(device)
         layer.state.clear()
@@ -73,17 +71,17 @@ def load_state(sparsifier: Sparsifier, state: Mapping[str, Any]) -> None:
         layer.cache.clear()
         if name in state["active"]:
             ever, always = (unpack_bits(b, layer.shape).to(device) for b in state["active"][name])
-            sparsifier.active[name] = (ever, always)
+            trained.active[name] = (ever, always)
 
 
-def _identity(sparsifier: Sparsifier) -> dict[str, Any]:
+def _identity(trained: TrainedModel) -> dict[str, Any]:
     """Returns what must be equal for a state to fit."""
-    described = json.dumps(catalog.describe(sparsifier.method), default=str, sort_keys=True)
-    shapes = {layer.name: list(layer.shape) for layer in sparsifier.layers.values()}
+    described = json.dumps(catalog.describe(trained.method), default=str, sort_keys=True)
+    shapes = {layer.name: list(layer.shape) for layer in trained.layers.values()}
     return {
         "method": described,
-        "total_steps": sparsifier.total_steps,
-        "seed": sparsifier.seed,
+        "total_steps": trained.total_steps,
+        "seed": trained.seed,
         "targets": json.dumps(shapes),
     }
 
@@ -92,5 +90,5 @@ def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in tensors.items()}
 
 
-def _device(sparsifier: Sparsifier) -> torch.device:
-    return next(sparsifier.model.parameters()).device
+def _device(trained: TrainedModel) -> torch.device:
+    return next(trained.model.parameters()).device
