@@ -22,9 +22,16 @@ def test_unknown_name_without_a_near_one():
     assert str(UnknownName("method", "xyz", [])).endswith("Known: none.")
 
 
-def test_unknown_name_lists_at_most_twenty():
+def test_unknown_name_lists_the_first_twenty_and_the_last():
     text = str(UnknownName("layer", "?", [f"layer{i:02}" for i in range(30)]))
-    assert "layer19, ..." in text and "layer20" not in text
+    assert "layer19, ..., layer29." in text and "layer20" not in text
+
+
+def test_a_special_word_behind_many_numbers_is_always_seen():
+    text = str(UnknownName("claim", "x", [*(f"{i:02}" for i in range(40)), "all"]))
+    assert text.endswith("18, 19, ..., all.")
+    text = str(UnknownName("claim", "x", [*(f"{i:02}" for i in range(20)), "all"]))
+    assert text.endswith("18, 19, all.")
 
 
 def test_closest_ignores_case_and_returns_the_real_spelling():

@@ -33,17 +33,21 @@ def parser() -> Parser:
         prog="sparsecraft train",
         description=(
             "Trains a task's model while a method makes it sparse, and beside it, on the same\n"
-            "seeds and batches, what it must beat: the dense model, a random static mask of the\n"
-            "same density, and for a method that changes its mask one that never changes.\n"
+            "seeds and batches, what it must beat: the dense model, a narrower dense one of as\n"
+            "many parameters, a random static mask of the same density, for a method that changes\n"
+            "its mask one that never changes, and for one made from scores a shuffled one.\n"
             "The table has quality, sparsity asked and achieved, the operations of the whole\n"
-            "training relative to dense, memory and time. The finished model is an ordinary one\n"
-            "with exact zeros, in --out/model. A training that was stopped goes on by itself.\n\n"
+            "training relative to dense, memory and time. The finished model has exact zeros, in\n"
+            "--out/model; where whole channels or neurons have gone, a physically smaller one is\n"
+            "in --out/compact. Both are timed beside dense. A stopped training goes on.\n\n"
             "examples:\n"
             "  sparsecraft train digits-mlp --method rigl --sparsity 0.9\n"
             "  sparsecraft train digits-mlp --method static --option source=snip --sparsity 95%\n"
             "  sparsecraft train digits-vit --method gradual_magnitude --sparsity 0.8 --seeds 3\n"
             "  sparsecraft train stdlib-lm --from-trained --method sr_ste --pattern 2:4\n"
-            "  sparsecraft train digits-vit --method cast --optimizer adams --no-controls\n\n"
+            "  sparsecraft train digits-vit --method cast --optimizer adams --no-controls\n"
+            "  sparsecraft train patches-resnet --method network_slimming --sparsity 0.5 \\\n"
+            "      --option strength=0.01 --finetune-steps 100\n\n"
             "on several processes or machines (DDP); the table says how many took part:\n"
             "  torchrun --nproc_per_node 2 -m sparsecraft train digits-mlp --method set "
             "--sparsity 0.9\n\n"
@@ -58,7 +62,7 @@ def parser() -> Parser:
         dest="controls",
         action="store_false",
         default=True,
-        help="train the method alone: no dense model, no random mask, no static twin",
+        help="train the method alone, beside nothing that it could be compared with",
     )
     made.add_argument(
         "--controls",
@@ -133,6 +137,18 @@ def _training_arguments(made: Parser) -> None:
         metavar="sgd|adamw|adams",
         help="adamw unless the method needs another, such as cast adams",
     )
+    made.add_argument(
+        "--finetune-steps",
+        type=positive,
+        default=0,
+        metavar="N",
+        help="steps that the smaller model trains on after whole channels or neurons have gone",
+    )
+    made.add_argument(
+        "--absorb-bias",
+        action="store_true",
+        help="fold what removed channels still give into what reads them (network_slimming)",
+    )
     start = made.add_mutually_exclusive_group()
     start.add_argument(
         "--from-scratch",
@@ -152,9 +168,12 @@ def _training_arguments(made: Parser) -> None:
 
 def _plan(arguments: argparse.Namespace) -> Plan:
     from sparsecraft.lab.tasks import load_task
+    from sparsecraft.lab.training_compact import Removal
     from sparsecraft.lab.training_runs import Plan
 
     method = _method(arguments)
+    removal = Removal(finetune_steps=arguments.finetune_steps, absorb_bias=arguments.absorb_bias)
+    removal.check(method)
     task = load_task(arguments.task)
     return Plan(
         task=task,
@@ -165,6 +184,7 @@ def _plan(arguments: argparse.Namespace) -> Plan:
         controls=arguments.controls,
         out=arguments.out or Path(f"{arguments.task}-{method.info.name}"),
         checkpoint_every=arguments.checkpoint_every,
+        removal=removal,
     )
 
 
@@ -224,7 +244,9 @@ def _train(plan: Plan, *, shown: bool) -> dict[str, Any]:
     """Returns the summary of all trainings, the method's first, so that its errors come early."""
     from contextlib import nullcontext
 
-    from sparsecraft.lab.training_runs import METHOD, Arm, controls, run_arm
+    from sparsecraft.lab.training_controls import controls, settled_density
+    from sparsecraft.lab.training_latency import measured_latency
+    from sparsecraft.lab.training_runs import METHOD, Arm, run_arm
     from sparsecraft.lab.training_summary import summarise
 
     arms = [Arm(METHOD, plan.method.info.name, plan.method, plan.settings)]
@@ -235,20 +257,20 @@ def _train(plan: Plan, *, shown: bool) -> dict[str, Any]:
             for arm in arms:
                 records.setdefault(arm.id, []).append(run_arm(plan, arm, seed, tell))
             if place == 0 and plan.controls:
-                first = records[METHOD][0]
-                asked = first["sparsity"] if first["asked"] is None else first["asked"]
-                beside, why = controls(plan, asked)
+                beside, why = controls(plan, *settled_density(plan, records[METHOD][0]))
                 for arm in beside:
                     records[arm.id] = [run_arm(plan, arm, seed, tell)]
                 arms, notes = [*arms, *beside], [*notes, *why]
-    return summarise(plan, arms, records, notes)
+    # Last and alone: in the other processes nothing runs any more, and here neither.
+    latency = measured_latency(plan.out, plan.task) if shown else None
+    return summarise(plan, arms, records, notes, latency)
 
 
 def _show(plan: Plan, found: dict[str, Any]) -> None:
     """Prints the table, the notes and where everything lies; writes the report."""
     from rich.table import Table
 
-    from sparsecraft.lab.report.training_page import words_of
+    from sparsecraft.lab.report.training_page import verdict, words_of
     from sparsecraft.lab.training_summary import table, write_report
 
     heads, rows = table(found)
@@ -259,8 +281,10 @@ def _show(plan: Plan, found: dict[str, Any]) -> None:
     console().print(shown)
     metric = found["task"]["metric"]
     for difference in found["differences"]:
-        say(f"{metric} against {difference['against']}: {words_of(difference)}")
+        against = f"{found['differences_of']} against {difference['against']}"
+        say(f"{metric}, {against}: {words_of(difference)}")
     say(f"training FLOPs are {found['runtime']}; memory and time are those of dense kernels")
+    say(f"latency: {verdict(found)}")
     for note in found["notes"]:
         say(f"note: {note}")
     _, page = write_report(found, plan.out)

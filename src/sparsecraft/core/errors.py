@@ -27,7 +27,10 @@ class UnknownName(SparsityError):
         names = sorted(known)
         close = closest(given, names)
         hint = f" Did you mean {' or '.join(repr(name) for name in close)}?" if close else ""
-        listed = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+        # The last is shown too: a word such as "all" stands behind many numbers.
+        middle = ", ..." if len(names) > 21 else ""
+        last = f"{middle}, {names[-1]}" if len(names) > 20 else ""
+        listed = ", ".join(names[:20]) + last
         super().__init__(f"Unknown {kind} {given!r}.{hint} Known: {listed or 'none'}.")
         self.given = given
         self.known = names

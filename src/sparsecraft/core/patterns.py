@@ -79,6 +79,7 @@ class Unstructured(Pattern):
         per: Whether the count holds for the whole tensor or for each output row.
 
     Example:
+        >>> import torch
         >>> Unstructured().mask(torch.tensor([[1.0, 4.0], [3.0, 2.0]]), density=0.5)
         tensor([[False,  True],
                 [ True, False]])
@@ -263,6 +264,7 @@ def as_matrix(weight: Tensor) -> Tensor:
     channels, so that groups of neighbouring columns run along the input channels.
 
     Example:
+        >>> import torch
         >>> as_matrix(torch.arange(4).view(1, 2, 2))
         tensor([[0, 2, 1, 3]])
     """

@@ -44,6 +44,8 @@ def effective_density(
     Reference:
         Vysogorets, Kempe, 2023, arXiv 2107.02306; Liu, Wang, 2023, arXiv 2302.02596, lesson 9.
     """
+    if any(len(target.matrix_shape) < 2 for target in targets):
+        return None  # scales of channels lie on every path or none
     plain = _plain(model)
     context = CopyContext(plain, targets, [batch], seed=0)
     shapes = {target.name: target for target in targets}

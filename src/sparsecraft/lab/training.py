@@ -155,6 +155,7 @@ def train_task(
     *,
     seed: int = 0,
     targets: Select = None,
+    model: nn.Module | None = None,
     checkpoint: Path | None = None,
     checkpoint_every: int = 500,
     progress: Progress | None = None,
@@ -170,6 +171,7 @@ def train_task(
         settings: How long and how fast.
         seed: Of fresh weights, batches and masks.
         targets: Which layers; see `find_targets`.
+        model: What to begin with in place of the task's model; it is trained itself.
         checkpoint: File of the training's state; None keeps none.
         checkpoint_every: Steps from one checkpoint to the next.
         progress: Told of every step.
@@ -184,7 +186,8 @@ def train_task(
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=list(devices)):
         torch.manual_seed(derive(seed, "training") % 2**63)
-        model = starting_model(task, settings.start, seed)
+        if model is None:
+            model = starting_model(task, settings.start, seed)
         loop = Loop(
             task,
             model,

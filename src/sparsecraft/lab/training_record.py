@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sparsecraft.core.kinds import InTraining
+from sparsecraft.core.mask import Mask
 from sparsecraft.lab.cost import (
     SIMULATED,
     MaskPath,
@@ -18,6 +20,7 @@ from sparsecraft.lab.cost import (
     mean_density,
     training_flops,
 )
+from sparsecraft.lab.forms import packed_size, plain_size
 from sparsecraft.lab.measures.calibration import (
     expected_calibration_error,
     negative_log_likelihood,
@@ -31,19 +34,23 @@ from sparsecraft.model.flops import profile_flops
 from sparsecraft.model.targets import find_targets
 
 
-def record(task: Task, trained: Trained, settings: TrainSettings) -> dict[str, Any]:
+def record(
+    task: Task, trained: Trained, settings: TrainSettings, full: nn.Module | None = None
+) -> dict[str, Any]:
     """Returns everything that the report needs of one training, as plain values.
 
     Args:
         task: What it was trained on.
         trained: The finished training.
         settings: How it was trained.
+        full: The wide model whose training is the measure of operations, where it is a narrower
+            one that was trained.
     """
     report = trained.report
     return {
         **quality(task, trained.model),
         **_sparsity(trained),
-        "flops": flops(trained, settings).to_json(),
+        "flops": flops(trained, settings, full).to_json(),
         "runtime": "dense kernels" if report is None else SIMULATED,
         "trainings": _trainings(None if report is None else report.method, settings),
         "seconds": trained.seconds,
@@ -83,13 +90,19 @@ def logits_on(task: ImageTask, model: nn.Module, split: Split) -> tuple[Tensor, 
     return torch.cat(parts), images.labels
 
 
-def flops(trained: Trained, settings: TrainSettings) -> TrainingFlops:
+def flops(
+    trained: Trained, settings: TrainSettings, full: nn.Module | None = None
+) -> TrainingFlops:
     """Returns the operations of the training, by the densities that its masks had."""
     report = trained.report
     passes = settings.accumulate * trained.processes
     profile = profile_flops(trained.model, _on(trained.model, trained.batch))
     if report is None:
-        return training_flops(profile, [], [], settings.steps, passes=passes)
+        found = training_flops(profile, [], [], settings.steps, passes=passes)
+        if full is None:
+            return found
+        wide = profile_flops(full, _on(full, trained.batch))
+        return replace(found, dense=3.0 * passes * wide.total * settings.steps)
     return training_flops(
         profile,
         list(report.targets),
@@ -136,11 +149,15 @@ def _sparsity(trained: Trained) -> dict[str, Any]:
     total = sum(p.numel() for p in parameters)
     zeros = sum(int((p == 0).sum()) for p in parameters)
     targets = find_targets(model) if report is None else report.targets
+    mask = Mask({}) if report is None else report.mask
     return {
         "asked": None if report is None else report.asked,
         "sparsity": 0.0 if report is None else report.sparsity,
         "zeros_of_all": zeros / total,
         "parameters": total,
+        "kept": total - (mask.numel - mask.kept),
+        "bytes": plain_size(model),
+        "packed_bytes": packed_size(model, mask),
         "targeted": targets.numel,
         "left_out": [] if report is None else _left_out(report.targets.table()),
     }

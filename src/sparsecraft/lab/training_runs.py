@@ -1,34 +1,36 @@
-"""The trainings of a method and of its controls: which ones, and kept so that a kill costs little.
+"""The trainings of a method and of its controls, kept so that a kill costs little.
 
-Dense training and random static masks of the same density always stand beside the method; one that
-changes its mask also has its static twin, which starts alike and never changes (Liu and Wang, 2023,
-lessons 5 and 7). All arms share seeds, batches, optimiser and schedule.
+All arms share seeds, batches, optimiser and schedule. A finished training is a file in `runs/`, one
+under way a checkpoint; the models of the first seed lie in `model/` and `compact/`.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sparsecraft.core import catalog
-from sparsecraft.core.errors import InvalidValue, SparsityError
+from sparsecraft.core.errors import InvalidValue
 from sparsecraft.core.kinds import InTraining
-from sparsecraft.core.patterns import Unstructured
+from sparsecraft.lab.compact_form import CompactForm, removes_units
+from sparsecraft.lab.finished import save_compact, save_finished
 from sparsecraft.lab.report.values import finite
+from sparsecraft.lab.small_dense import SmallDense, small_dense
 from sparsecraft.lab.tasks.base import Task
-from sparsecraft.lab.training import Trained, TrainSettings, train_task
+from sparsecraft.lab.training import Trained, TrainSettings, starting_model, train_task
+from sparsecraft.lab.training_compact import Removal, made_smaller
 from sparsecraft.lab.training_loop import processes
 from sparsecraft.lab.training_record import record
-from sparsecraft.methods.weights.random import Random
-from sparsecraft.methods.weights.static import Static, static_twin
-from sparsecraft.model.checkpoints import CONFIG, TRAINING_SETTINGS, save
+from sparsecraft.model.checkpoints import CONFIG, TRAINING_SETTINGS
 from sparsecraft.model.files import refuse_existing, write_atomic
 
 SETTINGS = "train.json"
-METHOD, DENSE, RANDOM, TWIN = "method", "dense", "random static", "static twin"
+METHOD, COMPACT = "method", "compact"
+DENSE, SMALL, RANDOM = "dense", "small dense", "random static"
+TWIN, SHUFFLED = "static twin", "shuffled mask"
 Tell = Callable[[str, int, int], None]
 """Called with (arm and seed, steps done, steps of all arms and seeds)."""
 
@@ -38,16 +40,19 @@ class Arm:
     """One kind of training.
 
     Args:
-        role: "method", "dense", "random static" or "static twin".
+        role: "method", "compact" (what became of its model), "dense", "small dense", "random
+            static", "static twin" or "shuffled mask".
         label: For the reader.
         method: None trains dense.
         settings: How it is trained.
+        parameters: How many a narrower model has; None trains the task's own.
     """
 
     role: str
     label: str
     method: InTraining | None
     settings: TrainSettings
+    parameters: int | None = None
 
     @property
     def id(self) -> str:
@@ -68,6 +73,7 @@ class Plan:
         controls: Whether the controls are trained too.
         out: Folder of everything.
         checkpoint_every: Steps from one checkpoint to the next.
+        removal: What is done with whole units that have gone.
     """
 
     task: Task
@@ -78,6 +84,7 @@ class Plan:
     controls: bool
     out: Path
     checkpoint_every: int = 500
+    removal: Removal = field(default_factory=Removal)
 
     def identity(self) -> dict[str, Any]:
         """Returns what must be equal for the trainings in a folder to be taken up."""
@@ -87,6 +94,7 @@ class Plan:
             "method": catalog.describe(self.method),
             "targets": None if self.targets is None else list(self.targets),
             "settings": {**asdict(self.settings), "learning_rate": self.settings.peak},
+            "removal": asdict(self.removal),
         }
 
 
@@ -121,52 +129,6 @@ def claim_folder(plan: Plan) -> None:
         process.wait_for_everyone()
 
 
-def controls(plan: Plan, sparsity: float) -> tuple[list[Arm], list[str]]:
-    """Returns the arms beside the method, and a note for each one that it cannot have.
-
-    Args:
-        plan: With the method.
-        sparsity: What the method asks for, or else what it reached.
-    """
-    notes: list[str] = []
-    settings = _with_plain_optimizer(plan.settings, notes)
-    if "teacher" in plan.method.captures:
-        notes.append(f"{plan.method.info.name} learns from a dense teacher, the controls do not")
-    arms = [Arm(DENSE, "dense", None, settings)]
-    if sparsity <= 0:
-        notes.append(
-            f"{plan.method.info.name} leaves no zeros: no sparse control is of its density"
-        )
-        return arms, notes
-    random = random_static(plan.method, sparsity)
-    if isinstance(plan.method, Static) and _same_start(plan.method, random):
-        notes.append("the method is itself the random static control")
-        return arms, notes
-    twin = _twin(plan.method, notes)
-    label = f"random static, {sparsity:.0%} zeros"
-    if twin is not None and _same_start(twin, random):
-        arms.append(Arm(RANDOM, f"{label}: the static twin too", random, settings))
-        return arms, notes
-    arms.append(Arm(RANDOM, label, random, settings))
-    if twin is not None:
-        arms.append(Arm(TWIN, f"{plan.method.info.name}'s static twin", twin, settings))
-    return arms, notes
-
-
-def random_static(method: InTraining, sparsity: float) -> Static:
-    """Returns random pruning before training with the method's density, pattern and allocation.
-
-    A method that knows no allocation is compared with ERK densities.
-    """
-    pattern = getattr(method, "pattern", Unstructured())
-    if pattern.fixed_density is not None:
-        return Static(source=Random(pattern=pattern))
-    allocation = getattr(method, "allocation", None)
-    if allocation is None:
-        return Static(sparsity=sparsity, pattern=pattern)
-    return Static(source=Random(sparsity=sparsity, pattern=pattern, allocation=allocation))
-
-
 def run_arm(plan: Plan, arm: Arm, seed: int, tell: Tell | None = None) -> dict[str, Any]:
     """Returns the record of one training; one that is finished is read, one that stopped goes on.
 
@@ -185,64 +147,76 @@ def run_arm(plan: Plan, arm: Arm, seed: int, tell: Tell | None = None) -> dict[s
         if tell is not None:
             tell(f"{arm.label}, seed {seed}, loss {loss:.3f}", done, total)
 
+    full = model = None
+    if arm.parameters is not None:
+        full = starting_model(plan.task, "scratch", seed)
+        model = narrow(plan, arm.parameters, seed).model
     trained = train_task(
         plan.task,
         arm.method,
         arm.settings,
         seed=seed,
-        targets=None if plan.targets is None else list(plan.targets),
+        targets=_targets(plan, arm),
+        model=model,
         checkpoint=checkpoint,
         checkpoint_every=plan.checkpoint_every,
         progress=progress,
     )
-    found = finite({"seed": seed, **record(plan.task, trained, arm.settings)})
+    found = {"seed": seed, **record(plan.task, trained, arm.settings, full)}
+    form, finer = None, plan.out / "checkpoints" / f"{arm.id}-{seed}-finetune.pt"
+    if arm.role == METHOD:
+        form, found["compact"], remarks = made_smaller(
+            plan.task,
+            trained,
+            arm.settings,
+            plan.removal,
+            found["flops"],
+            seed=seed,
+            checkpoint=finer,
+            progress=progress,
+        )
+        found["notes"] = [*found["notes"], *remarks]
+        found["kept"] = found["kept"] if form is None else min(found["kept"], form.kept)
+    found = finite(found)
     process = processes()
     if process.is_main_process:
         if arm.role == METHOD and seed == plan.seeds[0]:
-            save_model(plan, trained)
+            _save_models(plan, trained, form)
         write_atomic(kept, json.dumps(found, indent=1, allow_nan=False))
         checkpoint.unlink(missing_ok=True)
+        finer.unlink(missing_ok=True)
     process.wait_for_everyone()
     return found
 
 
-def save_model(plan: Plan, trained: Trained) -> Path:
-    """Writes the finished model of the first seed into `out/model`; its form is in the settings."""
+def narrow(plan: Plan, parameters: int, seed: int) -> SmallDense:
+    """Returns the task's fresh model cut to about this many parameters."""
+    fresh = starting_model(plan.task, "scratch", seed)
+    return small_dense(fresh, parameters, plan.task.example_input(2), seed=seed)
+
+
+def _save_models(plan: Plan, trained: Trained, form: CompactForm | None) -> None:
+    """Writes the finished model of the first seed, and its smaller form where there is one."""
     report = trained.report
     assert report is not None
-    return save(
+    save_finished(
         trained.model.cpu(),
         plan.out / "model",
+        plan.task,
         mask=report.mask,
-        settings={"training": report.to_json(), "task": plan.task.name},
-        form=report.form,  # type: ignore[arg-type]
-        overwrite=True,
-        extras=plan.task.save_extras,
+        form=report.form,
+        training=report.to_json(),
     )
+    if form is not None:
+        form.model.cpu()
+        save_compact(form, plan.out / "compact", plan.task)
 
 
-def _twin(method: InTraining, notes: list[str]) -> Static | None:
-    if method.info.taxonomy.mask == "static":
+def _targets(plan: Plan, arm: Arm) -> list[str] | None:
+    """Returns the targets of an arm; a random mask has no scales or groups of its own to name."""
+    if plan.targets is None or (arm.role != METHOD and removes_units(plan.method)):
         return None
-    try:
-        return static_twin(method)
-    except SparsityError as error:
-        notes.append(str(error))
-        return None
-
-
-def _same_start(first: Static, second: Static) -> bool:
-    return catalog.describe(first.start()) == catalog.describe(second.start())
-
-
-def _with_plain_optimizer(settings: TrainSettings, notes: list[str]) -> TrainSettings:
-    """Returns the settings for arms that AdamS would refuse, since they have nothing to pull."""
-    if settings.optimizer != "adams":
-        return settings
-    notes.append("the controls train with adamw: adams without masks to pull at is the same rule")
-    return TrainSettings(
-        **{**asdict(settings), "optimizer": "adamw", "learning_rate": settings.peak}
-    )
+    return list(plan.targets)
 
 
 def _begun(out: Path) -> bool:

@@ -20,11 +20,12 @@ from sparsecraft.lab.report.values import (
     finite,
     number,
     percent,
+    quantity,
     score,
     size,
     three_digits,
 )
-from sparsecraft.lab.training_runs import METHOD, Arm, Plan
+from sparsecraft.lab.training_runs import COMPACT, METHOD, Arm, Plan
 from sparsecraft.model.files import write_atomic
 
 SCHEMA = 1
@@ -32,7 +33,11 @@ Records = Sequence[Mapping[str, Any]]
 
 
 def summarise(
-    plan: Plan, arms: Sequence[Arm], records: Mapping[str, Records], notes: Sequence[str]
+    plan: Plan,
+    arms: Sequence[Arm],
+    records: Mapping[str, Records],
+    notes: Sequence[str],
+    latency: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Returns the whole report as plain values.
 
@@ -41,8 +46,12 @@ def summarise(
         arms: The method first.
         records: By arm id, one for each seed, in the order of the seeds.
         notes: What the reader must know of the controls.
+        latency: See `measured_latency`; None where it was not measured.
     """
-    mine = [record["test"] for record in records[METHOD]]
+    arms, records = _with_compact(plan, arms, records)
+    # A smaller model that trained on is what the method gives in the end.
+    final = COMPACT if COMPACT in records and plan.removal.finetune_steps else METHOD
+    mine = [record["test"] for record in records[final]]
     return finite(
         {
             "schema": SCHEMA,
@@ -55,6 +64,7 @@ def summarise(
             "method": catalog.describe(plan.method),
             "paper": str(plan.method.info.paper),
             "settings": {**asdict(plan.settings), "learning_rate": plan.settings.peak},
+            "removal": asdict(plan.removal),
             "seeds": list(plan.seeds),
             "arms": [
                 {
@@ -70,8 +80,11 @@ def summarise(
                     "against": arm.label,
                     **_difference(mine, [record["test"] for record in records[arm.id]]),
                 }
-                for arm in arms[1:]
+                for arm in arms
+                if arm.role not in (METHOD, COMPACT)
             ],
+            "differences_of": next(arm.label for arm in arms if arm.role == final),
+            "latency": latency,
             "notes": [*_method_notes(records), *notes],
             "runtime": SIMULATED,
             "machine": machine(),
@@ -106,6 +119,8 @@ def _columns(metric: str) -> dict[str, Callable[[Records], str]]:
         "NLL": lambda runs: _spread(runs, "nll", write=score),
         "ECE": lambda runs: _spread(runs, "ece", write=score),
         "worst class": lambda runs: _mean(runs, "worst_class", write=score),
+        "parameters": lambda runs: _mean(runs, "parameters", write=quantity),
+        "not zero": lambda runs: _mean(runs, "kept", write=quantity),
         "zeros asked": lambda runs: _mean(runs, "asked", write=percent),
         "zeros achieved": lambda runs: _mean(runs, "sparsity", write=percent),
         "on a path": lambda runs: _mean(runs, "masks", "effective_density", write=percent),
@@ -118,6 +133,20 @@ def _columns(metric: str) -> dict[str, Callable[[Records], str]]:
         "ever active": lambda runs: _mean(runs, "masks", "itop", write=percent),
         "like the first mask": lambda runs: _mean(runs, "masks", "jaccard", write=percent),
     }
+
+
+def _with_compact(
+    plan: Plan, arms: Sequence[Arm], records: Mapping[str, Records]
+) -> tuple[list[Arm], dict[str, Records]]:
+    """Returns arms and records with the smaller model after the method, if all seeds have one."""
+    smaller = [record["compact"] for record in records[METHOD]]
+    found = dict(records)
+    if not all(smaller):
+        return list(arms), found
+    found[COMPACT] = smaller
+    more = plan.removal.finetune_steps
+    label = f"{arms[0].label}, made smaller" + (f", {more} steps more" if more else "")
+    return [arms[0], Arm(COMPACT, label, plan.method, plan.settings), *arms[1:]], found
 
 
 def _values(runs: Records, *path: str) -> list[float]:

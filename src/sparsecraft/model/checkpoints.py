@@ -62,6 +62,12 @@ def load_pretrained(
                 f"{path} is a checkpoint in the middle of a sparse training: its weights are raw, "
                 "not those of a finished model. Resume the training and finalize it."
             )
+        if "task" in settings and not (path / "config.json").is_file():
+            raise CheckpointError(
+                f"{path} holds a plain torch model of the task {settings['task']}, and no config "
+                "that says how it is built: load it with "
+                f"sparsecraft.lab.finished.load_finished({str(path)!r})"
+            )
         _check_directory(path, allow_pickle=allow_pickle)
         if settings.get("form") in ("compact", "augmented"):
             return _load_changed(path, settings, dtype)
@@ -158,7 +164,7 @@ def save(
     if mask is not None:
         mask.verify(dict(model.named_parameters()))
     described = {"version": _VERSION, "form": form, **dict(settings or {})}
-    if form == "compact":
+    if form == "compact" and hasattr(model, "config"):
         described["modules"] = _changed_attributes(model)
     if form == "augmented":
         described["augmentations"] = augmentations(model)
@@ -319,9 +325,10 @@ def _load_changed(path: Path, settings: Mapping[str, Any], dtype: torch.dtype) -
     for name, tensor in state.items():
         owner, short = modules[name.rpartition(".")[0]], name.rpartition(".")[2]
         current = getattr(owner, short)
-        if current.shape != tensor.shape:
+        if current is None or current.shape != tensor.shape:
             resized = torch.empty(tensor.shape, dtype=tensor.dtype)
-            is_parameter = isinstance(current, nn.Parameter)
+            # A bias that is not there yet took up the constants of removed channels.
+            is_parameter = current is None or isinstance(current, nn.Parameter)
             setattr(owner, short, nn.Parameter(resized) if is_parameter else resized)
     missing, surplus = model.load_state_dict(state, strict=False)
     tied = {name for name in missing if name in _tied_names(model)}

@@ -9,12 +9,21 @@ from typing import Any
 from sparsecraft.core.errors import MissingDependency
 from sparsecraft.lab.report.scale import Scale, fitted
 from sparsecraft.lab.report.svg import element, line, points, text
-from sparsecraft.lab.report.values import score, three_digits
+from sparsecraft.lab.report.values import (
+    MISSING,
+    milliseconds,
+    quantity,
+    score,
+    size,
+    three_digits,
+)
 
 WIDTH, HEIGHT = 560.0, 260.0
 LEFT, TOP, RIGHT, BOTTOM = 56.0, 14.0, WIDTH - 12.0, HEIGHT - 40.0
 Curve = Sequence[Sequence[float]]
 Table = tuple[list[str], list[list[str]]]
+MASKED, COMPACT = "with zeros", "made smaller"
+ZEROS_ALONE = "simulated: no speed-up from zeros alone"
 
 
 def render(found: Mapping[str, Any], table: Table) -> str:
@@ -42,10 +51,77 @@ def render(found: Mapping[str, Any], table: Table) -> str:
         differences=[
             {"against": each["against"], "words": words_of(each)} for each in found["differences"]
         ],
+        forms=forms(found),
+        verdict=verdict(found),
         density=chart(_curves(found, "densities", stairs=True), "density of the targeted weights"),
         loss=chart(_curves(found, "losses"), "training loss"),
         legend=[(arm["label"], _colour(place)) for place, arm in enumerate(found["arms"])],
     )
+
+
+def forms(found: Mapping[str, Any]) -> Table | None:
+    """Returns what the forms of the finished model weigh and how fast they are; None untimed.
+
+    Bytes are those of the tensors, and beside them of the kept values with one bit an entry.
+    """
+    timed = found.get("latency")
+    if not timed or not timed["forms"]:
+        return None
+    method, first = found["arms"][0]["runs"][0], next(iter(timed["forms"].values()))
+    batches = [key for key in first if key != "why"]
+    heads = ["model", "parameters", "not zero", "bytes", "packed"]
+    heads += [f"batch {batch}" for batch in batches] + [f"x dense, {batch}" for batch in batches]
+    whole = [quantity(method["parameters"])] * 2 + [size(method["bytes"])] * 2
+    times = [milliseconds(first[batch]["dense_ms"]) for batch in batches]
+    rows = [["dense", *whole, *times, *("1" for _ in batches)]]
+    for name, latency in timed["forms"].items():
+        record = method["compact"] if name == COMPACT else method
+        kept = [quantity(record["parameters"]), quantity(record["kept"]), size(record["bytes"])]
+        packed = size(record["packed_bytes"]) if "packed_bytes" in record else kept[-1]
+        if "why" in latency:
+            rows.append([name, *kept, packed, *[MISSING] * (2 * len(batches))])
+            continue
+        times = [milliseconds(latency[batch]["ms"]) for batch in batches]
+        words = [speed_words(name, latency[batch]) for batch in batches]
+        rows.append([name, *kept, packed, *times, *words])
+    return heads, rows
+
+
+def verdict(found: Mapping[str, Any]) -> str:
+    """Returns in one sentence whether the sparsity brought speed; empty where nothing was timed."""
+    timed = found.get("latency") or {"forms": {}}
+    said = []
+    for name, latency in timed["forms"].items():
+        if "why" in latency:
+            said.append(f"{name}: not timed, {latency['why']}")
+        elif name == MASKED:
+            said.append(f"{name}: {ZEROS_ALONE}")
+        else:
+            at = [f"batch {batch} {speed_words(name, each)}" for batch, each in latency.items()]
+            said.append(f"{name}, times as fast as dense: {'; '.join(at)}")
+    return ". ".join(said) + "." if said else ""
+
+
+def speed_words(form: str, latency: Mapping[str, Any]) -> str:
+    """Returns what may be said of the speed of a form at one batch size.
+
+    Zeros that dense kernels multiply by bring no speed, whatever a round may say.
+
+    Args:
+        form: "with zeros" or "made smaller".
+        latency: The fields of `Latency`.
+
+    Example:
+        >>> speed_words(COMPACT, {"ratio": 1.5, "ratio_low": 0.9, "ratio_high": 2.0})
+        'no speed-up: 1.50 [0.90, 2.00]'
+        >>> speed_words(COMPACT, {"ratio": 1.5, "ratio_low": 1.2, "ratio_high": 2.0})
+        '1.50 [1.20, 2.00]'
+    """
+    ratio, low, high = (latency[name] for name in ("ratio", "ratio_low", "ratio_high"))
+    figures = f"{three_digits(ratio)} [{three_digits(low)}, {three_digits(high)}]"
+    if form == MASKED or low <= 1 <= high:
+        return f"no speed-up: {figures}"
+    return figures if low > 1 else f"slower: {figures}"
 
 
 def chart(curves: Sequence[Curve], title: str) -> str:

@@ -1,0 +1,154 @@
+"""From a finished training to its physically smaller model: made, compared, trained a little more.
+
+Steps after the removal belong to the method's budget (Liu and Wang, 2023, lesson 6): they are in
+the operations of its row, and the note says that the controls had fewer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sparsecraft.core.errors import InvalidValue, SparsityError
+from sparsecraft.core.kinds import InTraining
+from sparsecraft.core.mask import Mask
+from sparsecraft.lab.compact_form import CompactForm, compact_form, removes_units
+from sparsecraft.lab.forms import plain_size
+from sparsecraft.lab.tasks.base import Task, to_device
+from sparsecraft.lab.training import Trained, TrainSettings, train_task
+from sparsecraft.lab.training_record import quality
+from sparsecraft.methods.weights.network_slimming import SparseScales
+from sparsecraft.model.flops import profile_flops
+
+Tell = Callable[[int, int, float], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Removal:
+    """What is done once the zeros are there.
+
+    Args:
+        finetune_steps: Optimiser steps that the smaller model is trained on.
+        absorb_bias: For methods that press on scales: see `prune_channels`.
+    """
+
+    finetune_steps: int = 0
+    absorb_bias: bool = False
+
+    def check(self, method: InTraining) -> None:
+        """Raises InvalidValue where the method removes nothing that this could follow."""
+        name = method.info.name
+        if self.finetune_steps and not removes_units(method):
+            raise InvalidValue(
+                f"--finetune-steps trains the smaller model on after whole channels or neurons "
+                f"have gone; {name} does not remove any. Leave it out, or train longer (--steps)."
+            )
+        if self.absorb_bias and not isinstance(method, SparseScales):
+            raise InvalidValue(
+                f"--absorb-bias is for methods that remove channels by their scales, such as "
+                f"network_slimming; {name} does not. Leave it out."
+            )
+
+
+def made_smaller(
+    task: Task,
+    trained: Trained,
+    settings: TrainSettings,
+    removal: Removal,
+    flops: dict[str, float],
+    *,
+    seed: int,
+    checkpoint: Path | None = None,
+    progress: Tell | None = None,
+) -> tuple[CompactForm | None, dict[str, Any] | None, list[str]]:
+    """Returns the smaller form of a trained model, its record, and notes; None, None without one.
+
+    Args:
+        task: What it was trained on.
+        trained: The finished sparse training.
+        settings: How it was trained, and how it is trained on.
+        removal: What is done once the zeros are there.
+        flops: Of the sparse training.
+        seed: Of the batches.
+        checkpoint: File of the state of the further training; None keeps none.
+        progress: Told of every step.
+    """
+    report = trained.report
+    assert report is not None
+    if report.form != "plain":
+        return None, None, []
+    example = to_device(trained.batch, trained.model)
+    try:
+        form = compact_form(
+            trained.model,
+            report.method,
+            report.mask,
+            example,
+            absorb_bias=removal.absorb_bias,
+        )
+    except SparsityError as error:
+        wanted = removes_units(report.method)
+        return None, None, [f"no smaller model was made: {error}"] if wanted else []
+    if form is None:
+        return None, None, []
+    before = quality(task, form.model)
+    smaller = profile_flops(form.model, example).total
+    found = {
+        "seed": seed,
+        **before,
+        "before": {name: before[name] for name in ("validation", "test")},
+        "parameters": form.parameters,
+        "kept": form.kept,
+        "bytes": plain_size(form.model),
+        "difference": form.difference,
+        "units": list(form.units),
+        "forward_flops": smaller / profile_flops(trained.model, example).total,
+        "finetune_steps": removal.finetune_steps,
+        "flops": dict(flops),
+        "losses": [],
+        "densities": [],
+        "notes": [],
+    }
+    notes = [form.note] if form.note else []
+    if removal.finetune_steps:
+        longer = _trained_on(form, task, settings, removal, seed, checkpoint, progress)
+        found.update(quality(task, longer.model))
+        total = flops["total"] + 3 * settings.accumulate * longer.processes * (
+            smaller * removal.finetune_steps
+        )
+        found["flops"] = {"total": total, "relative": total / flops["dense"]}
+        found["seconds"] = trained.seconds + longer.seconds
+        found["losses"] = [[settings.steps + step, loss] for step, loss in longer.losses]
+        form = replace(form, model=longer.model, mask=Mask({}))
+        notes.append(
+            f"the smaller model trained {removal.finetune_steps} steps more than the controls"
+        )
+    return form, found, notes
+
+
+def _trained_on(
+    form: CompactForm,
+    task: Task,
+    settings: TrainSettings,
+    removal: Removal,
+    seed: int,
+    checkpoint: Path | None,
+    progress: Tell | None,
+) -> Trained:
+    optimizer = "adamw" if settings.optimizer == "adams" else settings.optimizer
+    return train_task(
+        task,
+        None,
+        replace(
+            settings,
+            steps=removal.finetune_steps,
+            optimizer=optimizer,
+            learning_rate=settings.peak,
+        ),
+        seed=seed,
+        model=form.model,
+        checkpoint=checkpoint,
+        progress=progress,
+    )
