@@ -10,9 +10,6 @@ Run: python benchmarks/bench_group_envelope.py [--groups 10000 1000000] [--threa
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -20,25 +17,11 @@ from torch import Tensor
 
 from sparsecraft.core.group_envelope import GroupEnvelope
 from sparsecraft.kernels.backends import describe, use_backend
+from turns import medians
 
 STEP = 0.1
 # Up to here the way by sorting all breakpoints is checked against too.
 CHECKED = 1_000_000
-
-
-def medians(
-    contenders: dict[str, Callable[[], object]], rounds: int, threads: int
-) -> dict[str, float]:
-    """Returns the median seconds of each contender, run in turn after one warm-up."""
-    clock = time.process_time if threads == 1 else time.perf_counter
-    spent: dict[str, list[float]] = {name: [] for name in contenders}
-    for turn in range(rounds + 1):
-        for name, run in contenders.items():
-            start = clock()
-            run()
-            if turn:
-                spent[name].append(clock() - start)
-    return {name: statistics.median(times) for name, times in spent.items()}
 
 
 def check(x: Tensor, penalty: GroupEnvelope) -> None:

@@ -25,6 +25,22 @@ _DECODER = {
 }
 
 
+class Blocks(nn.Module):
+    """Two residual blocks and a head on sequences of vectors (n, tokens, 16)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        block = lambda: nn.Sequential(nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 16))  # noqa: E731
+        self.blocks = nn.ModuleList([block(), block()])
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = x + block(x)
+        return self.head(x.mean(1))
+
+
 def tiny_mlp(seed: int = 0) -> nn.Sequential:
     """Returns 12 -> 16 -> 8 -> 4 with ReLUs, a network without blocks."""
     with _seeded(seed):

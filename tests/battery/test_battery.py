@@ -10,6 +10,7 @@ import sys
 
 import pytest
 import torch
+from tests.models import Blocks
 from torch import nn
 
 from sparsecraft.core import catalog
@@ -22,22 +23,6 @@ from sparsecraft.model.pruning import PruneReport, prune
 WEIGHT_METHODS = [
     name for name in catalog.names() if issubclass(catalog.get(name).cls, Layerwise | ModelWide)
 ]
-
-
-class Blocks(nn.Module):
-    """Two residual blocks and a head on sequences of vectors."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        block = lambda: nn.Sequential(nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 16))  # noqa: E731
-        self.blocks = nn.ModuleList([block(), block()])
-        self.head = nn.Linear(16, 4)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        for block in self.blocks:
-            x = x + block(x)
-        return self.head(x.mean(1))
 
 
 def data() -> list[dict[str, torch.Tensor]]:

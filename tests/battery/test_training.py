@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.models import Blocks
 from torch import nn
 
 from sparsecraft import Sparsifier
@@ -31,22 +32,6 @@ OPTIMISERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=0.01),
     "adamw": lambda p: torch.optim.AdamW(p, lr=0.005, weight_decay=0.1),
 }
-
-
-class Blocks(nn.Module):
-    """Two residual blocks and a head on sequences of vectors."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        block = lambda: nn.Sequential(nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 16))  # noqa: E731
-        self.blocks = nn.ModuleList([block(), block()])
-        self.head = nn.Linear(16, 4)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        for block in self.blocks:
-            x = x + block(x)
-        return self.head(x.mean(1))
 
 
 class Normed(nn.Module):

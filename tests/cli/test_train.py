@@ -23,7 +23,12 @@ def test_a_method_beside_its_controls(capsys, tmp_path):
     assert "1 seed: no interval" in outcome.out
     assert "simulated" in outcome.out
     found = json.loads((out / "report.json").read_text())
-    assert [arm["role"] for arm in found["arms"]] == ["method", "dense", "random static"]
+    assert [arm["role"] for arm in found["arms"]] == [
+        "method",
+        "dense",
+        "small dense",
+        "random static",
+    ]
     assert "<svg" in (out / "report.html").read_text()
     weights = load_file(out / "model" / "model.safetensors")
     matrices = [value for value in weights.values() if value.dim() == 2]
@@ -34,7 +39,7 @@ def test_a_method_beside_its_controls(capsys, tmp_path):
     assert json.loads((out / "report.json").read_text())["arms"] == found["arms"]
     assert again.code == 0
     message = refused(capsys, "train", *QUICK, "--out", out, "--learning-rate", "0.1")
-    assert "another settings: learning_rate is 0.002 there and 0.1 here" in message
+    assert "other settings: learning_rate is 0.002 there and 0.1 here" in message
     message = refused(capsys, "prune", out / "checkpoints", "--out", tmp_path / "pruned")
     assert "in the middle of a sparse training" in message
 

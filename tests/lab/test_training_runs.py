@@ -12,15 +12,8 @@ from sparsecraft.core.errors import CheckpointError, InvalidValue
 from sparsecraft.lab import training_runs
 from sparsecraft.lab.report.training_page import chart, words_of
 from sparsecraft.lab.training import TrainSettings
-from sparsecraft.lab.training_runs import (
-    METHOD,
-    Arm,
-    Plan,
-    claim_folder,
-    controls,
-    random_static,
-    run_arm,
-)
+from sparsecraft.lab.training_controls import controls, random_static
+from sparsecraft.lab.training_runs import METHOD, Arm, Plan, claim_folder, run_arm
 from sparsecraft.lab.training_summary import summarise, table, write_report
 from sparsecraft.methods.weights.static import Static
 from sparsecraft.model.checkpoints import read_mask
@@ -165,7 +158,7 @@ def test_a_folder_of_other_trainings_is_kept(tmp_path):
     with pytest.raises(InvalidValue, match="another method: method is 'rigl' there and 'set'"):
         claim_folder(plan(made.out, "set"))
     longer = TrainSettings(steps=13, batch_size=16, learning_rate=5e-3)
-    with pytest.raises(InvalidValue, match="another settings: steps is 12 there and 13 here"):
+    with pytest.raises(InvalidValue, match="other settings: steps is 12 there and 13 here"):
         claim_folder(plan(made.out, settings=longer))
     other = tmp_path / "other"
     other.mkdir()

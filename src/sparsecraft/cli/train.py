@@ -58,17 +58,10 @@ def parser() -> Parser:
     _method_arguments(made)
     _training_arguments(made)
     made.add_argument(
-        "--no-controls",
-        dest="controls",
-        action="store_false",
-        default=True,
-        help="train the method alone, beside nothing that it could be compared with",
-    )
-    made.add_argument(
         "--controls",
-        dest="controls",
-        action="store_true",
-        help="train the controls too, which is the default",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="train also what the method is to be compared with",
     )
     made.add_argument("--seed", type=int, default=0, help="of weights, batches and masks")
     made.add_argument(
@@ -123,13 +116,20 @@ def _method_arguments(made: Parser) -> None:
 
 
 def _training_arguments(made: Parser) -> None:
-    made.add_argument("--steps", type=positive, metavar="N", help="optimiser steps; the task's own")
-    made.add_argument("--batch-size", type=positive, metavar="N", help="examples; the task's own")
+    made.add_argument(
+        "--steps", type=positive, metavar="N", help="optimiser steps (default: the task's own)"
+    )
+    made.add_argument(
+        "--batch-size", type=positive, metavar="N", help="examples (default: the task's own)"
+    )
     made.add_argument(
         "--accumulate", type=positive, default=1, metavar="N", help="batches in one step"
     )
     made.add_argument(
-        "--learning-rate", type=float, metavar="X", help="at its peak; the task's own for adamw"
+        "--learning-rate",
+        type=float,
+        metavar="X",
+        help="at its peak (default: the task's own for adamw)",
     )
     made.add_argument("--weight-decay", type=float, default=0.0, metavar="X", help="on matrices")
     made.add_argument(
@@ -193,7 +193,10 @@ def _method(arguments: argparse.Namespace) -> InTraining:
     from sparsecraft.core.kinds import InTraining
 
     if arguments.method is None:
-        raise InvalidValue("--method NAME is needed: which method shall make the model sparse?")
+        raise InvalidValue(
+            "--method NAME is needed: which method shall make the model sparse? "
+            "`sparsecraft methods` lists them."
+        )
     options: dict[str, Any] = {}
     short = {"sparsity": arguments.sparsity, "pattern": arguments.pattern}
     given = [(key, value) for key, value in short.items() if value is not None]
@@ -280,13 +283,18 @@ def _show(plan: Plan, found: dict[str, Any]) -> None:
         shown.add_row(*figure)
     console().print(shown)
     metric = found["task"]["metric"]
+    first = found["arms"][0]
+    mine = found["differences_of"]
+    of = "" if mine == first["label"] else f" of {mine},"
     for difference in found["differences"]:
-        against = f"{found['differences_of']} against {difference['against']}"
-        say(f"{metric}, {against}: {words_of(difference)}")
+        say(f"{metric}{of} against {difference['against']}: {words_of(difference)}")
     say(f"training FLOPs are {found['runtime']}; memory and time are those of dense kernels")
-    say(f"latency: {verdict(found)}")
+    for each in verdict(found):
+        say(f"latency {each}")
     for note in found["notes"]:
         say(f"note: {note}")
     _, page = write_report(found, plan.out)
-    form = found["arms"][0]["runs"][0]["form"]
-    say(f"finished model ({form} form): {plan.out / 'model'}; report: {page}")
+    say(f"finished model ({first['runs'][0]['form']} form): {plan.out / 'model'}")
+    if first["runs"][0]["compact"]:
+        say(f"smaller model: {plan.out / 'compact'}")
+    say(f"report: {page}")

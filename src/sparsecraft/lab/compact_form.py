@@ -112,8 +112,7 @@ def compact_form(
         "what removed channels still gave is folded into the layers that read them, exactly but "
         "for the borders of pictures"
         if absorb_bias
-        else "the shifts of removed channels are dropped, as in the paper: fine-tune "
-        "(--finetune-steps) or fold them in (--absorb-bias)"
+        else "the shifts of removed channels are dropped, as in the paper"
     )
     return _form(model, smaller, index_map, mask, example, note)
 

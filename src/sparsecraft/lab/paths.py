@@ -25,8 +25,9 @@ def effective_density(
 ) -> float | None:
     """Returns the share of the targeted weights that is kept and on a path, or None.
 
-    None stands for a network whose dense weights would not all be on a path by this rule, as in
-    attention, where a sum over equal tokens hides what depends on queries and keys.
+    None stands for targets that are scales of channels, and for a network whose dense weights would
+    not all be on a path by this rule, as in attention, where a sum over equal tokens hides what
+    depends on queries and keys.
 
     Args:
         model: Any module; it is left as it was.
@@ -44,8 +45,8 @@ def effective_density(
     Reference:
         Vysogorets, Kempe, 2023, arXiv 2107.02306; Liu, Wang, 2023, arXiv 2302.02596, lesson 9.
     """
-    if any(len(target.matrix_shape) < 2 for target in targets):
-        return None  # scales of channels lie on every path or none
+    if any(len(target.shape) < 2 for target in targets):
+        return None  # a scale belongs to a whole channel and not to a path
     plain = _plain(model)
     context = CopyContext(plain, targets, [batch], seed=0)
     shapes = {target.name: target for target in targets}

@@ -14,8 +14,9 @@ from typing import Any
 from sparsecraft.core.errors import InvalidValue, SparsityError
 from sparsecraft.core.kinds import InTraining
 from sparsecraft.core.mask import Mask
-from sparsecraft.lab.compact_form import CompactForm, compact_form, removes_units
+from sparsecraft.lab.compact_form import TOLERANCE, CompactForm, compact_form, removes_units
 from sparsecraft.lab.forms import plain_size
+from sparsecraft.lab.report.values import percent
 from sparsecraft.lab.tasks.base import Task, to_device
 from sparsecraft.lab.training import Trained, TrainSettings, train_task
 from sparsecraft.lab.training_record import quality
@@ -107,11 +108,19 @@ def made_smaller(
         "forward_flops": smaller / profile_flops(trained.model, example).total,
         "finetune_steps": removal.finetune_steps,
         "flops": dict(flops),
+        "seconds": trained.seconds,
+        "processes": trained.processes,
         "losses": [],
         "densities": [],
         "notes": [],
     }
     notes = [form.note] if form.note else []
+    if form.difference > TOLERANCE and not removal.finetune_steps:
+        notes.append(
+            f"the smaller model gives something else than the one with zeros (by up to "
+            f"{percent(form.difference)} of the largest output): train it on (--finetune-steps)"
+            + ("" if removal.absorb_bias else " or fold in what is dropped (--absorb-bias)")
+        )
     if removal.finetune_steps:
         longer = _trained_on(form, task, settings, removal, seed, checkpoint, progress)
         found.update(quality(task, longer.model))

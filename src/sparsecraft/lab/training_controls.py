@@ -18,6 +18,7 @@ from sparsecraft.core.errors import SparsityError
 from sparsecraft.core.kinds import InTraining
 from sparsecraft.core.patterns import Unstructured
 from sparsecraft.lab.compact_form import removes_units
+from sparsecraft.lab.report.values import quantity
 from sparsecraft.lab.training import TrainSettings
 from sparsecraft.lab.training_runs import (
     DENSE,
@@ -115,7 +116,7 @@ def _small_dense(plan: Plan, kept: int, settings: TrainSettings, notes: list[str
     except SparsityError as error:
         notes.append(f"there is no small dense control: {error}")
         return []
-    label = f"small dense, {found.parameters:,} parameters".replace(",", "\u202f")
+    label = f"small dense, {quantity(found.parameters)} parameters"
     if abs(found.residual) > NEAR:
         notes.append(
             f"small dense has {found.parameters} parameters and the method keeps {found.wanted}: "

@@ -115,8 +115,9 @@ def claim_folder(plan: Plan) -> None:
         found = json.loads(path.read_text())
         for name, value in wanted.items():
             if found.get(name) != value:
+                which = "other" if name in ("settings", "targets", "removal") else "another"
                 raise InvalidValue(
-                    f"{plan.out} holds trainings with another {name.replace('_', ' ')}: "
+                    f"{plan.out} holds trainings with {which} {name.replace('_', ' ')}: "
                     f"{_difference(found.get(name), value)}. Choose another --out, or repeat the "
                     "settings to go on there."
                 )
@@ -165,7 +166,7 @@ def run_arm(plan: Plan, arm: Arm, seed: int, tell: Tell | None = None) -> dict[s
     found = {"seed": seed, **record(plan.task, trained, arm.settings, full)}
     form, finer = None, plan.out / "checkpoints" / f"{arm.id}-{seed}-finetune.pt"
     if arm.role == METHOD:
-        form, found["compact"], remarks = made_smaller(
+        form, smaller, remarks = made_smaller(
             plan.task,
             trained,
             arm.settings,
@@ -175,6 +176,7 @@ def run_arm(plan: Plan, arm: Arm, seed: int, tell: Tell | None = None) -> dict[s
             checkpoint=finer,
             progress=progress,
         )
+        found["compact"] = smaller and {**smaller, "trainings": found["trainings"]}
         found["notes"] = [*found["notes"], *remarks]
         found["kept"] = found["kept"] if form is None else min(found["kept"], form.kept)
     found = finite(found)

@@ -159,16 +159,30 @@ def _indices(
 
 
 def _select(model: nn.Module, indices: Mapping[str, Mapping[int, Tensor]]) -> None:
-    """Puts the selected tensors in place wherever the old ones are used, ties included."""
+    """Keeps of each tensor the named entries."""
     old = dict([*model.named_parameters(), *model.named_buffers()])
-    new: dict[int, Tensor] = {}
+    chosen: dict[str, Tensor] = {}
     for name, axes in indices.items():
-        tensor = old[name]
-        data = tensor.detach()
+        data = old[name].detach()
         for dim, index in axes.items():
             data = data.index_select(dim, index.to(data.device))
+        chosen[name] = data
+    replace_tensors(model, chosen)
+
+
+def replace_tensors(model: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Puts tensors of other sizes in place wherever the old ones are used, ties included.
+
+    Args:
+        model: Changed in place; leaf modules remember the new sizes.
+        values: New values by name of parameter or buffer.
+    """
+    old = dict([*model.named_parameters(), *model.named_buffers()])
+    new: dict[int, Tensor] = {}
+    for name, value in values.items():
+        tensor = old[name]
         is_parameter = isinstance(tensor, nn.Parameter)
-        new[id(tensor)] = nn.Parameter(data, tensor.requires_grad) if is_parameter else data
+        new[id(tensor)] = nn.Parameter(value, tensor.requires_grad) if is_parameter else value
     for module in model.modules():
         for owned in (vars(module)["_parameters"], vars(module)["_buffers"]):
             changed = {k: new[id(t)] for k, t in owned.items() if t is not None and id(t) in new}

@@ -54,7 +54,8 @@ def test_verdict_json_says_everything(tmp_path):
     assert json.loads((tmp_path / "99-small" / "verdict.json").read_text()) == outcome
     assert outcome.keys() == {
         "schema", "number", "title", "paper", "claim_version", "budget", "seeds", "scale",
-        "verdict", "line", "differences", "tuning", "full_scale", "seconds", "machine", "versions",
+        "verdict", "line", "differences", "tuning",
+        "remark", "full_scale", "seconds", "machine", "versions",
         "rows",
     }  # fmt: skip
     (difference,) = outcome["differences"]

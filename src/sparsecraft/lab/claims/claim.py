@@ -136,6 +136,8 @@ class Claim:
         run: The measurement.
         curve: The metric to draw, for arms named "series, axis=value"; None draws nothing.
         tuning: What was tuned for every arm, the same for all, and on what.
+        remark: What is known of why its runs came out as they did. It decides nothing, and stands
+            below the verdict.
     """
 
     number: int
@@ -149,6 +151,7 @@ class Claim:
     run: Run
     curve: str | None
     tuning: str
+    remark: str = ""
 
     def __post_init__(self) -> None:
         if not self.stated:

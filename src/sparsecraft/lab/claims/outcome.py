@@ -44,6 +44,7 @@ def outcome(
         "scale": claim.scale,
         **_judged(claim, budget, rows),
         "tuning": claim.tuning,
+        "remark": claim.remark,
         "full_scale": claim.full_scale.to_json(),
         "seconds": dict(seconds),
         "machine": machine(),
@@ -60,6 +61,7 @@ def write_outcome(
     The verdict comes last: where it is, the other files are whole.
     """
     title = f"# {claim.number:02d} {claim.title}\n\n{claim.paper}\n\n{found['line']}\n"
+    title += f"\n{claim.remark}\n" if claim.remark else ""
     write_atomic(folder / "rows.csv", _csv(rows))
     write_atomic(folder / "table.md", f"{title}\n{markdown(rows)}\n")
     drawing = draw(rows, claim.curve) if claim.curve else None
@@ -108,13 +110,16 @@ def write_scoreboard(
     board = {
         "schema": SCHEMA,
         "budget": budget,
-        "claims": [{key: each[key] for key in keys} for each in ordered],
+        "claims": [
+            {**{key: each[key] for key in keys}, "remark": each.get("remark", "")}
+            for each in ordered
+        ],
         "waiting": sorted(waiting),
     }
     lines = ["| paper | claim | at this scale | |", "|---:|---|---|---|"]
     lines += [
         f"| {each['number']:02d} | {each['title']} | {each['verdict'] or 'no verdict'} | "
-        f"{_cell(each['line'])} |"
+        f"{_cell(' '.join(filter(None, [each['line'], each.get('remark')])))} |"
         for each in ordered
     ]
     lines += [f"| {number:02d} | | not finished yet | |" for number in sorted(waiting)]

@@ -92,6 +92,8 @@ def run_claim(
     if progress:
         _print(markdown(rows))
         _print(found["line"])
+        if claim.remark:
+            _print(claim.remark)
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
@@ -22,6 +23,7 @@ WIDTH, HEIGHT = 560.0, 260.0
 LEFT, TOP, RIGHT, BOTTOM = 56.0, 14.0, WIDTH - 12.0, HEIGHT - 40.0
 Curve = Sequence[Sequence[float]]
 Table = tuple[list[str], list[list[str]]]
+SETTINGS = ("method", "settings", "removal", "machine", "versions")
 MASKED, COMPACT = "with zeros", "made smaller"
 ZEROS_ALONE = "simulated: no speed-up from zeros alone"
 
@@ -48,6 +50,8 @@ def render(found: Mapping[str, Any], table: Table) -> str:
         found=found,
         heads=heads,
         rows=rows,
+        figures=list(zip(heads[1:], *(row[1:] for row in rows), strict=True)),
+        settings=[(name, _listed(found[name])) for name in SETTINGS if found.get(name)],
         differences=[
             {"against": each["against"], "words": words_of(each)} for each in found["differences"]
         ],
@@ -87,8 +91,8 @@ def forms(found: Mapping[str, Any]) -> Table | None:
     return heads, rows
 
 
-def verdict(found: Mapping[str, Any]) -> str:
-    """Returns in one sentence whether the sparsity brought speed; empty where nothing was timed."""
+def verdict(found: Mapping[str, Any]) -> list[str]:
+    """Returns, for each form that was timed, whether it brought speed."""
     timed = found.get("latency") or {"forms": {}}
     said = []
     for name, latency in timed["forms"].items():
@@ -97,9 +101,23 @@ def verdict(found: Mapping[str, Any]) -> str:
         elif name == MASKED:
             said.append(f"{name}: {ZEROS_ALONE}")
         else:
-            at = [f"batch {batch} {speed_words(name, each)}" for batch, each in latency.items()]
-            said.append(f"{name}, times as fast as dense: {'; '.join(at)}")
-    return ". ".join(said) + "." if said else ""
+            at = [
+                f"batch {batch}: {_speed_sentence(name, each)}" for batch, each in latency.items()
+            ]
+            said.append(f"{name}, {'; '.join(at)}")
+    return said
+
+
+def _speed_sentence(form: str, latency: Mapping[str, Any]) -> str:
+    words = speed_words(form, latency)
+    return words if ":" in words else f"{words} times as fast as dense"
+
+
+def _listed(values: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{name}={json.dumps(value) if isinstance(value, dict | list) else value}"
+        for name, value in values.items()
+    )
 
 
 def speed_words(form: str, latency: Mapping[str, Any]) -> str:

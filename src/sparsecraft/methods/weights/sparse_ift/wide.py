@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from sparsecraft.core.errors import InvalidValue
 from sparsecraft.methods.weights.sparse_ift.initial import normal
 from sparsecraft.methods.weights.sparse_ift.scope import Scope
-from sparsecraft.model.compaction import correct_attention, correct_sizes
+from sparsecraft.model.compaction import correct_attention, replace_tensors
 from sparsecraft.model.targets import find_targets
 from sparsecraft.model.unit_symbols import tensors_in
 from sparsecraft.model.units import UnitGroup, evaluating, run
@@ -112,20 +112,13 @@ def _exchange(model: nn.Module, sizes: Mapping[str, Mapping[int, int]], seed: in
     """Puts new tensors in place wherever the old ones are used, ties included."""
     input_axis = {t.parameter: t.input_axis for t in find_targets(model, "*")}
     old = dict([*model.named_parameters(), *model.named_buffers()])
-    new: dict[int, Tensor] = {}
+    grown: dict[str, Tensor] = {}
     for name, axes in sizes.items():
         tensor = old[name]
         shape = [axes.get(axis, size) for axis, size in enumerate(tensor.shape)]
         values = _values(name, tensor, shape, input_axis.get(name), seed)
-        values = values.to(tensor.device, tensor.dtype)
-        is_parameter = isinstance(tensor, nn.Parameter)
-        new[id(tensor)] = nn.Parameter(values, tensor.requires_grad) if is_parameter else values
-    for module in model.modules():
-        for owned in (vars(module)["_parameters"], vars(module)["_buffers"]):
-            changed = {k: new[id(t)] for k, t in owned.items() if t is not None and id(t) in new}
-            owned.update(changed)
-            if changed:
-                correct_sizes(module)
+        grown[name] = values.to(tensor.device, tensor.dtype)
+    replace_tensors(model, grown)
 
 
 def _values(
