@@ -21,7 +21,8 @@ def test_a_method_beside_its_controls(capsys, tmp_path):
     for words in ("dense", "random static, 90% zeros", "training FLOPs", "ECE", "plain form"):
         assert words in outcome.out
     assert "1 seed: no interval" in outcome.out
-    assert "simulated" in outcome.out
+    assert "simulated: no speed-up from zeros alone" in outcome.out
+    assert "small dense" in outcome.out
     found = json.loads((out / "report.json").read_text())
     assert [arm["role"] for arm in found["arms"]] == [
         "method",
@@ -52,9 +53,26 @@ def test_alone_and_from_the_trained_model(capsys, tmp_path, monkeypatch):
     outcome = run(capsys, "train", *arguments, "--out", out)
     assert outcome.code == 0, outcome.err
     assert "note: the controls were left out" in outcome.out
-    (arm,) = json.loads((out / "report.json").read_text())["arms"]
+    arm, *smaller = json.loads((out / "report.json").read_text())["arms"]
+    assert [each["role"] for each in smaller] in ([], ["compact"])
     assert arm["runs"][0]["trainings"] == 2
     assert arm["runs"][0]["test"] > 0.5
+
+
+def test_whole_neurons_leave_a_smaller_model(capsys, tmp_path):
+    out = tmp_path / "out"
+    arguments = ("digits-mlp", "--method", "wgsef", "--option", "sparsity=0.75", "--optimizer")
+    arguments += ("sgd", "--steps", "12", "--finetune-steps", "6", "--no-controls")
+    outcome = run(capsys, "train", *arguments, "--out", out)
+    assert outcome.code == 0, outcome.err
+    assert "wgsef, made smaller, 6 steps more" in outcome.out
+    assert f"smaller model: {out / 'compact'}" in outcome.out
+    assert "latency made smaller, batch 1: " in outcome.out
+    weights = load_file(out / "compact" / "model.safetensors")
+    assert weights["layers.1.weight"].shape == (64, 64)
+    assert weights["layers.3.weight"].shape == (64, 64)
+    message = refused(capsys, "prune", out / "compact", "--out", tmp_path / "pruned")
+    assert "plain torch model of the task digits-mlp" in message
 
 
 @pytest.mark.parametrize(
@@ -77,6 +95,8 @@ def test_alone_and_from_the_trained_model(capsys, tmp_path, monkeypatch):
             "Did you mean 'adamw' or 'adams'",
         ),
         (("digits-mlp", "--method", "rigl", "--steps", "0"), "at least 1"),
+        (("digits-mlp", "--method", "rigl", "--finetune-steps", "5"), "rigl does not remove any"),
+        (("digits-mlp", "--method", "wgsef", "--absorb-bias"), "remove channels by their scales"),
         (("digits-mlp", "--method", "rigl", "--steps", "9", "--option", "every=50"), "no update"),
         (("digits-mlp", "--method", "rigl", "--targets", "nothing.*"), "match no layer"),
         (("digits-mlp", "--method", "rigl", "--from-scratch", "--from-trained"), "not allowed"),

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,21 @@ import torch
 
 from sparsecraft.core import catalog
 from sparsecraft.core.errors import CheckpointError, InvalidValue
-from sparsecraft.lab import training_runs
-from sparsecraft.lab.report.training_page import chart, words_of
+from sparsecraft.lab import training_compact, training_runs
+from sparsecraft.lab.finished import load_finished
+from sparsecraft.lab.report.training_page import (
+    ZEROS_ALONE,
+    chart,
+    forms,
+    render,
+    speed_words,
+    verdict,
+    words_of,
+)
 from sparsecraft.lab.training import TrainSettings
-from sparsecraft.lab.training_controls import controls, random_static
+from sparsecraft.lab.training_compact import Removal
+from sparsecraft.lab.training_controls import controls, label_of, random_static, settled_density
+from sparsecraft.lab.training_latency import measured_latency
 from sparsecraft.lab.training_runs import METHOD, Arm, Plan, claim_folder, run_arm
 from sparsecraft.lab.training_summary import summarise, table, write_report
 from sparsecraft.methods.weights.static import Static
@@ -57,7 +69,7 @@ def test_a_dynamic_method_whose_start_is_random_has_one_control_for_both(tmp_pat
     made = plan(tmp_path)
     arms, notes = controls(made, 0.5)
     assert [arm.role for arm in arms] == ["dense", "random static"]
-    assert arms[1].label == "random static, 50% zeros: the static twin too"
+    assert arms[1].label == "random static, 50% zeros (the static twin too)"
     assert arms[1].method.start() == made.method.start()
     assert notes == []
 
@@ -205,3 +217,186 @@ def test_the_first_seed_keeps_its_model_and_later_ones_do_not_replace_it(tmp_pat
     run_arm(made, arm, 1)
     assert (made.out / "model" / "model.safetensors").read_bytes() == before
     assert torch.get_num_threads() == 1
+
+
+def trained_with(tmp_path, name, **options):
+    removal = options.pop("removal", Removal())
+    made = replace(plan(tmp_path / "out", name, seeds=(0,), **options), removal=removal)
+    claim_folder(made)
+    first = run_arm(made, Arm(METHOD, name, made.method, made.settings), 0)
+    beside, notes = controls(made, *settled_density(made, first))
+    records = {METHOD: [first]}
+    for arm in beside:
+        records[arm.id] = [run_arm(made, arm, 0)]
+    arms = [Arm(METHOD, name, made.method, made.settings), *beside]
+    latency = measured_latency(made.out, made.task)
+    return made, summarise(made, arms, records, notes, latency)
+
+
+def test_a_small_dense_model_has_as_many_parameters_as_the_method_keeps(tmp_path):
+    made, found = trained_with(tmp_path, "rigl")
+    by_role = {arm["role"]: arm["runs"][0] for arm in found["arms"]}
+    kept, small = by_role["method"]["kept"], by_role["small dense"]
+    total = sum(p.numel() for p in made.task.build().parameters())
+    masked = sum(p.numel() for n, p in made.task.build().named_parameters() if p.dim() > 1) / 2
+    assert kept == pytest.approx(total - masked, abs=2)
+    assert small["parameters"] == small["kept"] == pytest.approx(kept, rel=0.03)
+    # Its operations are compared with those of the wide model.
+    assert 0.3 < small["flops"]["relative"] < 0.7
+    assert by_role["dense"]["parameters"] == total
+    assert ZEROS_ALONE in " ".join(verdict(found))
+
+
+def test_without_units_or_from_a_trained_model_there_is_no_small_dense_control(tmp_path):
+    arms, notes = controls(plan(tmp_path), 0.5, 3)
+    assert [arm.role for arm in arms] == ["dense", "random static"]
+    assert "no small dense control: Net cannot be cut to 3 parameters" in notes[0]
+    later = plan(tmp_path, settings=replace(SETTINGS, start="trained"))
+    arms, notes = controls(later, 0.5, 900)
+    assert [arm.role for arm in arms] == ["dense", "random static"]
+    assert "begins with a trained model" in notes[0]
+
+
+def test_a_small_dense_model_that_misses_says_by_how_much(tmp_path):
+    arms, notes = controls(plan(tmp_path), 0.9, 150)
+    (small,) = [arm for arm in arms if arm.role == "small dense"]
+    assert small.parameters == 150
+    assert any("and the method keeps 150: no whole widths come nearer" in note for note in notes)
+
+
+def test_a_mask_made_from_scores_is_shuffled_too(tmp_path):
+    scored = plan(tmp_path, "static", source="snip")
+    arms, _ = controls(scored, 0.5)
+    shuffled = arms[-1]
+    assert (shuffled.role, shuffled.label) == (
+        "shuffled mask",
+        "snip's mask, shuffled in each layer",
+    )
+    assert shuffled.method == replace(scored.method, shuffled=True)
+    assert "shuffled mask" not in roles(plan(tmp_path, "static", source="random"))[0]
+    assert label_of(scored.method) == "static (snip)"
+    assert label_of(shuffled.method) == "static (snip, shuffled)"
+    assert label_of(plan(tmp_path, "static").method) == "static"
+    assert "shuffled mask" not in roles(plan(tmp_path, "static", source="snip", shuffled=True))[0]
+
+
+def test_channels_that_have_gone_leave_a_smaller_model_that_trains_on(tmp_path, monkeypatch):
+    removal = Removal(finetune_steps=8)
+    made, found = trained_with(tmp_path, "network_slimming", strength=0.05, removal=removal)
+    method, compact = found["arms"][0]["runs"][0], found["arms"][1]["runs"][0]
+    assert [arm["role"] for arm in found["arms"][:2]] == ["method", "compact"]
+    assert found["arms"][1]["label"] == "network_slimming, made smaller, 8 steps more"
+    assert compact["units"] == [12, 24]
+    assert compact["parameters"] == method["kept"] < method["parameters"]
+    assert compact["bytes"] < method["bytes"]
+    assert compact["finetune_steps"] == 8
+    assert next(step for step, _ in compact["losses"]) == made.settings.steps + 1
+    more = compact["flops"]["relative"] - method["flops"]["relative"]
+    assert more == pytest.approx(compact["forward_flops"] * 8 / 12, rel=1e-6)
+    assert any("8 steps more than the controls" in note for note in found["notes"])
+    # What is compared in the end is the smaller model, and the random control has its density.
+    assert found["differences_of"] == found["arms"][1]["label"]
+    against = {each["against"]: each["estimate"] for each in found["differences"]}
+    assert against["dense"] == pytest.approx(compact["test"] - found["arms"][2]["runs"][0]["test"])
+    random = next(arm for arm in found["arms"] if arm["role"] == "random static")
+    share = 1 - method["kept"] / method["parameters"]
+    assert random["runs"][0]["sparsity"] == pytest.approx(share, abs=2e-3)
+
+    smaller = load_finished(made.out / "compact", made.task)
+    assert sum(p.numel() for p in smaller.parameters()) == compact["parameters"]
+    assert made.task.evaluate(smaller, "test").metric == compact["test"]
+    heads, rows = forms(found)
+    assert [row[0] for row in rows] == ["dense", "with zeros", "made smaller"]
+    assert all(len(row) == len(heads) for row in rows)
+    assert "Smaller, and faster?" in render(found, table(found))
+    monkeypatch.setattr("sparsecraft.lab.training_latency.interleaved_latency", None)
+    assert measured_latency(made.out, made.task) == found["latency"]
+
+
+def test_a_further_training_that_was_stopped_goes_on(tmp_path, monkeypatch):
+    removal = Removal(finetune_steps=8)
+    whole = plan(tmp_path / "whole", "network_slimming", seeds=(0,))
+    whole = replace(whole, removal=removal, checkpoint_every=4)
+    arm = Arm(METHOD, "network_slimming", whole.method, whole.settings)
+    expected = run_arm(whole, arm, 0)
+    stopped = replace(whole, out=tmp_path / "stopped")
+    train, calls = training_compact.train_task, []
+
+    def stop(step, total, loss):
+        if step == 5:
+            raise KeyboardInterrupt
+
+    def stopping(*args, **options):
+        return train(*args, **{**options, "progress": stop})
+
+    monkeypatch.setattr(training_compact, "train_task", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        run_arm(stopped, arm, 0)
+    assert len(list((stopped.out / "checkpoints").glob("*.pt"))) == 2
+
+    def counting(*args, **options):
+        told = lambda step, total, loss: calls.append(step)  # noqa: E731
+        return train(*args, **{**options, "progress": told})
+
+    monkeypatch.setattr(training_compact, "train_task", counting)
+    again = run_arm(stopped, arm, 0)
+    assert calls == [5, 6, 7, 8]
+    assert again["compact"]["losses"] == expected["compact"]["losses"]
+    assert again["compact"]["test"] == expected["compact"]["test"]
+    assert list((stopped.out / "checkpoints").glob("*.pt")) == []
+
+
+def test_a_smaller_model_that_gives_something_else_says_so(tmp_path):
+    _, found = trained_with(tmp_path, "network_slimming", strength=0.05)
+    assert found["differences_of"] == "network_slimming"
+    assert any("gives something else than the one with zeros" in note for note in found["notes"])
+    absorbed = Removal(absorb_bias=True)
+    _, found = trained_with(
+        tmp_path / "absorbed", "network_slimming", strength=0.05, removal=absorbed
+    )
+    method, compact = found["arms"][0]["runs"][0], found["arms"][1]["runs"][0]
+    assert compact["difference"] < 1e-4
+    assert compact["test"] == method["test"]
+    assert not any("something else" in note for note in found["notes"])
+
+
+def test_neurons_that_have_gone_leave_a_smaller_model_that_computes_the_same(tmp_path):
+    settings = replace(SETTINGS, optimizer="sgd")
+    made, found = trained_with(tmp_path, "wgsef", settings=settings)
+    method, compact = found["arms"][0]["runs"][0], found["arms"][1]["runs"][0]
+    assert compact["units"] == [24, 48]
+    assert compact["difference"] < 1e-5
+    assert compact["test"] == method["test"]
+    assert load_finished(made.out / "compact", made.task).layers[1].out_features == 12
+
+
+def test_steps_after_a_removal_need_one():
+    with pytest.raises(InvalidValue, match="rigl does not remove any"):
+        Removal(finetune_steps=5).check(catalog.build("rigl", sparsity=0.5))
+    with pytest.raises(InvalidValue, match="wgsef does not"):
+        Removal(absorb_bias=True).check(catalog.build("wgsef"))
+    Removal(finetune_steps=5, absorb_bias=True).check(catalog.build("network_slimming"))
+    Removal(finetune_steps=5).check(catalog.build("wgsef"))
+
+
+def test_a_folder_of_another_removal_is_kept(tmp_path):
+    made = plan(tmp_path / "out", "network_slimming", seeds=(0,))
+    claim_folder(made)
+    run_arm(made, Arm(METHOD, "network_slimming", made.method, made.settings), 0)
+    with pytest.raises(InvalidValue, match="other removal: finetune_steps is 0 there and 4 here"):
+        claim_folder(replace(made, removal=Removal(finetune_steps=4)))
+
+
+@pytest.mark.parametrize(
+    ("form", "ratios", "words"),
+    [
+        ("made smaller", (1.5, 0.9, 2.0), "no speed-up: 1.50 [0.90, 2.00]"),
+        ("made smaller", (1.5, 1.0, 2.0), "no speed-up: 1.50 [1.00, 2.00]"),
+        ("made smaller", (1.5, 1.2, 2.0), "1.50 [1.20, 2.00]"),
+        ("made smaller", (0.8, 0.7, 0.9), "slower: 0.80 [0.70, 0.90]"),
+        ("with zeros", (1.5, 1.2, 2.0), "no speed-up: 1.50 [1.20, 2.00]"),
+    ],
+)
+def test_a_speed_up_is_claimed_only_where_every_round_shows_it(form, ratios, words):
+    names = ("ratio", "ratio_low", "ratio_high")
+    assert speed_words(form, dict(zip(names, ratios, strict=True))) == words

@@ -247,12 +247,12 @@ def _train(plan: Plan, *, shown: bool) -> dict[str, Any]:
     """Returns the summary of all trainings, the method's first, so that its errors come early."""
     from contextlib import nullcontext
 
-    from sparsecraft.lab.training_controls import controls, settled_density
+    from sparsecraft.lab.training_controls import controls, label_of, settled_density
     from sparsecraft.lab.training_latency import measured_latency
     from sparsecraft.lab.training_runs import METHOD, Arm, run_arm
     from sparsecraft.lab.training_summary import summarise
 
-    arms = [Arm(METHOD, plan.method.info.name, plan.method, plan.settings)]
+    arms = [Arm(METHOD, label_of(plan.method), plan.method, plan.settings)]
     records: dict[str, list[dict[str, Any]]] = {}
     notes: list[str] = [] if plan.controls else ["the controls were left out (--no-controls)"]
     with progress("training") if shown else nullcontext() as tell:
@@ -295,6 +295,6 @@ def _show(plan: Plan, found: dict[str, Any]) -> None:
         say(f"note: {note}")
     _, page = write_report(found, plan.out)
     say(f"finished model ({first['runs'][0]['form']} form): {plan.out / 'model'}")
-    if first["runs"][0]["compact"]:
+    if first["runs"][0].get("compact"):
         say(f"smaller model: {plan.out / 'compact'}")
     say(f"report: {page}")

@@ -117,11 +117,23 @@ def compact_form(
     return _form(model, smaller, index_map, mask, example, note)
 
 
-def dead_units(model: nn.Module, groups: Sequence[UnitGroup]) -> dict[str, tuple[Tensor, Tensor]]:
-    """Returns, by group, which units give nothing and which give a constant: bool (size,) each.
+@dataclass(frozen=True)
+class DeadUnits:
+    """Units of a group that need not be there: bool (size,) each.
 
-    A unit gives nothing if all that reads it is zero, or all that makes it; a constant, if its
-    incoming matrices are zero, but not its bias or its shift.
+    Args:
+        unread: All that reads them is zero.
+        silent: All that makes them is zero, biases and shifts included.
+        constant: Their incoming matrices are zero; silent ones are among them.
+    """
+
+    unread: Tensor
+    silent: Tensor
+    constant: Tensor
+
+
+def dead_units(model: nn.Module, groups: Sequence[UnitGroup]) -> dict[str, DeadUnits]:
+    """Returns, by group, the units that need not be there.
 
     Args:
         model: It is only read.
@@ -131,21 +143,22 @@ def dead_units(model: nn.Module, groups: Sequence[UnitGroup]) -> dict[str, tuple
         >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
         >>> with torch.no_grad():
         ...     _ = net[0].weight[:2].zero_(), net[0].bias[0].zero_()
-        >>> nothing, constant = dead_units(net, find_units(net))["0"]
-        >>> nothing.tolist(), constant.tolist()
-        ([True, False, False], [False, True, False])
+        >>> dead = dead_units(net, find_units(net))["0"]
+        >>> dead.silent.tolist(), dead.constant.tolist()
+        ([True, False, False], [True, True, False])
     """
     parameters = dict(model.named_parameters())
     found = {}
     for group in groups:
         owned = [each for each in group.slices if each.parameter in parameters]
         zero = {each: _zero(parameters[each.parameter], each, group.size) for each in owned}
-        outgoing = [zero[each] for each in owned if each.outgoing]
         incoming = [each for each in owned if not each.outgoing]
         matrices = [zero[each] for each in incoming if parameters[each.parameter].dim() > 1]
-        unread = _all(outgoing, group.size)
-        nothing = unread | _all([zero[each] for each in incoming] if matrices else [], group.size)
-        found[group.name] = nothing, _all(matrices, group.size) & ~nothing
+        found[group.name] = DeadUnits(
+            unread=_all([zero[each] for each in owned if each.outgoing], group.size),
+            silent=_all([zero[each] for each in incoming] if matrices else [], group.size),
+            constant=_all(matrices, group.size),
+        )
     return found
 
 
@@ -159,17 +172,25 @@ def difference(model: nn.Module, other: nn.Module, example: Batch) -> float:
 
 
 def _without_dead_units(model: nn.Module, mask: Mask, example: Batch) -> CompactForm | None:
+    """Returns the form without as many dead units as can go and change nothing.
+
+    What is zero may still give something, as sigmoid(0) does: then it is a constant, to be folded
+    into its readers, and where they cannot take it, it stays.
+    """
     groups = find_units(model, example)
     dead = dead_units(model, groups)
-    gone = {name: nothing | constant for name, (nothing, constant) in dead.items()}
-    found = None
-    if any(bool(constant.any()) for _, constant in dead.values()):
-        constants = {group: dead[group.name][1] for group in groups}
-        found = _removed(model, gone, mask, example, groups, constants)
-    if found is None:
-        gone = {name: nothing for name, (nothing, _) in dead.items()}
-        found = _removed(model, gone, mask, example, groups)
-    return found
+    unread = {name: each.unread for name, each in dead.items()}
+    without_constants = {name: each.unread | each.silent for name, each in dead.items()}
+    with_constants = {name: each.unread | each.constant for name, each in dead.items()}
+    constants = {g: dead[g.name].constant & ~dead[g.name].unread for g in groups}
+    attempts = [(with_constants, constants), (without_constants, None), (unread, None)]
+    if all(torch.equal(each.silent, each.constant) for each in dead.values()):
+        attempts.insert(0, (without_constants, None))
+    for gone, folded in attempts:
+        found = _removed(model, gone, mask, example, groups, folded)
+        if found is not None:
+            return found
+    return None
 
 
 def _removed(

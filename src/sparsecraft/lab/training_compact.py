@@ -15,7 +15,7 @@ from sparsecraft.core.errors import InvalidValue, SparsityError
 from sparsecraft.core.kinds import InTraining
 from sparsecraft.core.mask import Mask
 from sparsecraft.lab.compact_form import TOLERANCE, CompactForm, compact_form, removes_units
-from sparsecraft.lab.forms import plain_size
+from sparsecraft.lab.forms import packed_size, plain_size
 from sparsecraft.lab.report.values import percent
 from sparsecraft.lab.tasks.base import Task, to_device
 from sparsecraft.lab.training import Trained, TrainSettings, train_task
@@ -62,6 +62,7 @@ def made_smaller(
     *,
     seed: int,
     checkpoint: Path | None = None,
+    checkpoint_every: int = 500,
     progress: Tell | None = None,
 ) -> tuple[CompactForm | None, dict[str, Any] | None, list[str]]:
     """Returns the smaller form of a trained model, its record, and notes; None, None without one.
@@ -74,6 +75,7 @@ def made_smaller(
         flops: Of the sparse training.
         seed: Of the batches.
         checkpoint: File of the state of the further training; None keeps none.
+        checkpoint_every: Steps from one checkpoint to the next.
         progress: Told of every step.
     """
     report = trained.report
@@ -103,6 +105,7 @@ def made_smaller(
         "parameters": form.parameters,
         "kept": form.kept,
         "bytes": plain_size(form.model),
+        "packed_bytes": packed_size(form.model, form.mask),
         "difference": form.difference,
         "units": list(form.units),
         "forward_flops": smaller / profile_flops(trained.model, example).total,
@@ -122,8 +125,18 @@ def made_smaller(
             + ("" if removal.absorb_bias else " or fold in what is dropped (--absorb-bias)")
         )
     if removal.finetune_steps:
-        longer = _trained_on(form, task, settings, removal, seed, checkpoint, progress)
+        longer = train_task(
+            task,
+            None,
+            _longer(settings, removal),
+            seed=seed,
+            model=form.model,
+            checkpoint=checkpoint,
+            checkpoint_every=checkpoint_every,
+            progress=progress,
+        )
         found.update(quality(task, longer.model))
+        found["packed_bytes"] = found["bytes"]
         total = flops["total"] + 3 * settings.accumulate * longer.processes * (
             smaller * removal.finetune_steps
         )
@@ -137,27 +150,12 @@ def made_smaller(
     return form, found, notes
 
 
-def _trained_on(
-    form: CompactForm,
-    task: Task,
-    settings: TrainSettings,
-    removal: Removal,
-    seed: int,
-    checkpoint: Path | None,
-    progress: Tell | None,
-) -> Trained:
+def _longer(settings: TrainSettings, removal: Removal) -> TrainSettings:
+    """Returns how the smaller model is trained on: as before, for as many steps as asked."""
     optimizer = "adamw" if settings.optimizer == "adams" else settings.optimizer
-    return train_task(
-        task,
-        None,
-        replace(
-            settings,
-            steps=removal.finetune_steps,
-            optimizer=optimizer,
-            learning_rate=settings.peak,
-        ),
-        seed=seed,
-        model=form.model,
-        checkpoint=checkpoint,
-        progress=progress,
+    return replace(
+        settings,
+        steps=removal.finetune_steps,
+        optimizer=optimizer,
+        learning_rate=settings.peak,
     )

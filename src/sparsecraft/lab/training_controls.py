@@ -65,7 +65,7 @@ def controls(plan: Plan, sparsity: float, kept: int | None = None) -> tuple[list
     label = f"random static, {sparsity:.0%} zeros"
     shuffled = _shuffled(plan.method, settings)
     if twin is not None and _same_start(twin, random):
-        arms.append(Arm(RANDOM, f"{label}: the static twin too", random, settings))
+        arms.append(Arm(RANDOM, f"{label} (the static twin too)", random, settings))
         return arms, notes
     arms.append(Arm(RANDOM, label, random, settings))
     arms += shuffled
@@ -101,6 +101,14 @@ def settled_density(plan: Plan, first: Mapping[str, Any]) -> tuple[float, int]:
     if removes_units(plan.method):
         return 1 - first["kept"] / first["parameters"], first["kept"]
     return first["sparsity"] if first["asked"] is None else first["asked"], first["kept"]
+
+
+def label_of(method: InTraining) -> str:
+    """Returns a method's name, for a static mask with that of its source."""
+    name = method.info.name
+    if not isinstance(method, Static) or isinstance(method.source, Random):
+        return name
+    return f"{name} ({method.source.info.name}{', shuffled' if method.shuffled else ''})"
 
 
 def _small_dense(plan: Plan, kept: int, settings: TrainSettings, notes: list[str]) -> list[Arm]:

@@ -174,11 +174,13 @@ def run_arm(plan: Plan, arm: Arm, seed: int, tell: Tell | None = None) -> dict[s
             found["flops"],
             seed=seed,
             checkpoint=finer,
+            checkpoint_every=plan.checkpoint_every,
             progress=progress,
         )
         found["compact"] = smaller and {**smaller, "trainings": found["trainings"]}
         found["notes"] = [*found["notes"], *remarks]
-        found["kept"] = found["kept"] if form is None else min(found["kept"], form.kept)
+        if form is not None and removes_units(plan.method):
+            found["kept"] = form.kept  # a mask of units does not tell how many weights they have
     found = finite(found)
     process = processes()
     if process.is_main_process:

@@ -139,9 +139,10 @@ def _with_compact(
     plan: Plan, arms: Sequence[Arm], records: Mapping[str, Records]
 ) -> tuple[list[Arm], dict[str, Records]]:
     """Returns arms and records with the smaller model after the method, if all seeds have one."""
-    smaller = [record["compact"] for record in records[METHOD]]
+    every = [record.get("compact") for record in records[METHOD]]
+    smaller = [record for record in every if record]
     found = dict(records)
-    if not all(smaller):
+    if len(smaller) < len(every):
         return list(arms), found
     found[COMPACT] = smaller
     more = plan.removal.finetune_steps

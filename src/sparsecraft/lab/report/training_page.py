@@ -12,6 +12,7 @@ from sparsecraft.lab.report.scale import Scale, fitted
 from sparsecraft.lab.report.svg import element, line, points, text
 from sparsecraft.lab.report.values import (
     MISSING,
+    TIGHT,
     milliseconds,
     quantity,
     score,
@@ -59,7 +60,10 @@ def render(found: Mapping[str, Any], table: Table) -> str:
         verdict=verdict(found),
         density=chart(_curves(found, "densities", stairs=True), "density of the targeted weights"),
         loss=chart(_curves(found, "losses"), "training loss"),
-        legend=[(arm["label"], _colour(place)) for place, arm in enumerate(found["arms"])],
+        legend=[
+            (arm["label"], _colour(place), "dashed" if _dashes(place) != "none" else "solid")
+            for place, arm in enumerate(found["arms"])
+        ],
     )
 
 
@@ -76,16 +80,16 @@ def forms(found: Mapping[str, Any]) -> Table | None:
     heads = ["model", "parameters", "not zero", "bytes", "packed"]
     heads += [f"batch {batch}" for batch in batches] + [f"x dense, {batch}" for batch in batches]
     whole = [quantity(method["parameters"])] * 2 + [size(method["bytes"])] * 2
-    times = [milliseconds(first[batch]["dense_ms"]) for batch in batches]
+    times = [_time(first[batch]["dense_ms"]) for batch in batches]
     rows = [["dense", *whole, *times, *("1" for _ in batches)]]
     for name, latency in timed["forms"].items():
         record = method["compact"] if name == COMPACT else method
         kept = [quantity(record["parameters"]), quantity(record["kept"]), size(record["bytes"])]
-        packed = size(record["packed_bytes"]) if "packed_bytes" in record else kept[-1]
+        packed = size(record["packed_bytes"])
         if "why" in latency:
             rows.append([name, *kept, packed, *[MISSING] * (2 * len(batches))])
             continue
-        times = [milliseconds(latency[batch]["ms"]) for batch in batches]
+        times = [_time(latency[batch]["ms"]) for batch in batches]
         words = [speed_words(name, latency[batch]) for batch in batches]
         rows.append([name, *kept, packed, *times, *words])
     return heads, rows
@@ -106,6 +110,10 @@ def verdict(found: Mapping[str, Any]) -> list[str]:
             ]
             said.append(f"{name}, {'; '.join(at)}")
     return said
+
+
+def _time(ms: float) -> str:
+    return milliseconds(ms) if ms >= 0.1 else f"{1000 * ms:.0f}{TIGHT}µs"
 
 
 def _speed_sentence(form: str, latency: Mapping[str, Any]) -> str:
@@ -154,6 +162,7 @@ def chart(curves: Sequence[Curve], title: str) -> str:
             class_="curve",
             fill="none",
             stroke=_colour(place),
+            stroke_dasharray=_dashes(place),
         )
         for place, curve in enumerate(curves)
         if curve
@@ -215,6 +224,11 @@ def words_of(difference: Mapping[str, Any]) -> str:
 
 def _colour(place: int) -> str:
     return f"var(--c{place % 7})"
+
+
+def _dashes(place: int) -> str:
+    """Returns dashes for the later curves, whose colours are near those of the first."""
+    return "6 3" if place >= 4 else "none"
 
 
 def _x(scale: Scale, value: float) -> float:
