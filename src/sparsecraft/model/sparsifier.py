@@ -154,6 +154,7 @@ class Sparsifier(TrainedModel):
         self.method.check_optimizer(optimizer)
         check_agreement(self._facts())
         self.optimizer = optimizer
+        self.follow_devices()
         mark(self, self)  # the parameters may be new ones: fully_shard replaces them
         self.own.attach(optimizer)
         if hasattr(optimizer, "bind"):
@@ -209,6 +210,8 @@ class Sparsifier(TrainedModel):
     @torch.no_grad()
     def finalize(self) -> TrainingReport:
         """Leaves an ordinary model with exact zeros, and returns what was achieved.
+
+        With several ranks, every one of them calls it.
 
         Raises:
             NonFinite: If a weight is NaN or infinite; nothing is changed then.

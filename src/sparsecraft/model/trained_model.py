@@ -87,6 +87,17 @@ class TrainedModel:
         for target in self.targets:
             yield target, parameters[target.parameter]
 
+    def follow_devices(self) -> None:
+        """Brings masks, memory and own parameters to where the weights are by now."""
+        for target, parameter in self.pairs():
+            layer, device = self.layers[target.name], parameter.device
+            if layer.mask is not None:
+                layer.mask = layer.mask.to(device)
+            layer.state.update({name: value.to(device) for name, value in layer.state.items()})
+            for own in layer.parameters.values():
+                own.data = own.data.to(device)
+            layer.cache.clear()
+
     def by_parameter(self, masks: Mapping[str, Tensor | None]) -> Mask:
         """Returns masks by parameter name from masks by target name; None counts as no mask."""
         parameters = self.named_parameters
