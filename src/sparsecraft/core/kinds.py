@@ -342,6 +342,13 @@ class InTraining(Method):
         """Returns the weight after the optimiser's step, for example its prox."""
         return weight
 
+    def after_step_due(self, clock: Clock) -> bool:
+        """Returns whether `after_step` does anything at the end of this step.
+
+        Where parameters are sharded over ranks, every one of them is gathered for it.
+        """
+        return True
+
     def active_density(self, layer: TrainedLayer, clock: Clock) -> float | None:
         """Returns the share of the weight that `forward` computes with, for the cost accounts.
 

@@ -106,7 +106,7 @@ class Steps:
     def after(self) -> None:
         """Lets the method change weights, groups and masks, and moves the clock on."""
         trained = self.trained
-        if trained.overrides("after_step"):
+        if trained.overrides("after_step") and trained.method.after_step_due(trained.clock):
             self._after_step()
         if trained.units is not None:
             self._step_units()

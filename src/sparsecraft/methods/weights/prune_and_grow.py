@@ -117,6 +117,10 @@ class PruneAndGrow(InTraining, WeightMethod):
             )
         return weight
 
+    def after_step_due(self, clock: Clock) -> bool:
+        """Returns whether the mask changes at the end of this step."""
+        return self.due(clock)
+
     def after_step(self, weight: Tensor, layer: TrainedLayer, clock: Clock) -> Tensor:
         """Returns the weight, without what this step drops where an update is due.
 
