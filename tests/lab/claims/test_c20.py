@@ -28,7 +28,7 @@ def test_the_grid_has_every_stated_arm_and_no_arm_twice(budget):
 def test_trained_arms_have_the_same_rates_and_steps():
     cells = [c for c in c20._grid("full", 0) if "method" in c.settings or "continued" in c.settings]
     assert {(tuple(c.settings["rates"]), c.settings["steps"]) for c in cells} == {
-        (c20.RATES, c20.SIZES["full"]["steps"])
+        (c20.RATES[c20.VERSION], c20.SIZES["full"]["steps"])
     }
 
 
