@@ -114,3 +114,52 @@ def positive(text: str) -> int:
 def flattened(groups: Sequence[Sequence[str]] | None) -> list[str] | None:
     """Returns the members of all groups in order, or None for none: "--method a,b --method c"."""
     return [name for group in groups for name in group] if groups else None
+
+
+def add_method(parser: Parser, default: str | None) -> None:
+    """Adds the options that choose a method, its settings and its targets.
+
+    Args:
+        parser: Where they go.
+        default: The method where none is named; None where one must be.
+    """
+    parser.add_argument(
+        "--method", metavar="NAME", default=default, help="a name of `methods`, or FILE.py:CLASS"
+    )
+    parser.add_argument(
+        "--sparsity", type=fraction, help="fraction of zeros, 0.6 or 60%%; an N:M implies it"
+    )
+    parser.add_argument(
+        "--pattern", help="unstructured, row, 2:4 (keep 2 of 4), block:4x4, channels:out"
+    )
+    parser.add_argument(
+        "--option",
+        type=assignment,
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a setting of the method, repeatable; `sparsecraft methods NAME` lists them",
+    )
+    parser.add_argument(
+        "--targets",
+        type=patterns,
+        action="append",
+        metavar="PATTERN",
+        help="layers by glob, re:REGEX or class name; a leading ! takes away; repeatable",
+    )
+
+
+def method_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Returns the method's settings that the arguments give, each given once.
+
+    Raises:
+        InvalidValue: If one is given twice.
+    """
+    options: dict[str, Any] = {}
+    short = {"sparsity": arguments.sparsity, "pattern": arguments.pattern}
+    given = [(key, value) for key, value in short.items() if value is not None]
+    for key, value in [*given, *arguments.option]:
+        if key in options:
+            raise InvalidValue(f"{key} is given twice; give it once")
+        options[key] = value
+    return options

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparsecraft.cli.parser import Parser, assignment, flattened, fraction, patterns, positive
+from sparsecraft.cli.parser import Parser, add_method, flattened, method_options, positive
 from sparsecraft.cli.terminal import console, progress, say
 from sparsecraft.core.errors import InvalidValue
 
@@ -46,28 +46,7 @@ def parser() -> Parser:
         ),
     )
     made.add_argument("model", metavar="MODEL", help="model directory, or hub id")
-    made.add_argument("--method", default="magnitude", help="a name of `methods`, or FILE.py:CLASS")
-    made.add_argument(
-        "--sparsity", type=fraction, help="fraction of zeros, 0.6 or 60%%; an N:M implies it"
-    )
-    made.add_argument(
-        "--pattern", help="unstructured, row, 2:4 (keep 2 of 4), block:4x4, channels:out"
-    )
-    made.add_argument(
-        "--option",
-        type=assignment,
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="a setting of the method, repeatable; `sparsecraft methods NAME` lists them",
-    )
-    made.add_argument(
-        "--targets",
-        type=patterns,
-        action="append",
-        metavar="PATTERN",
-        help="layers by glob, re:REGEX or class name; a leading ! takes away; repeatable",
-    )
+    add_method(made, "magnitude")
     made.add_argument("--calibration", metavar="TEXT", help="UTF-8 text for methods that need data")
     made.add_argument(
         "--max-tokens", type=positive, default=16384, help="calibration tokens at most"
@@ -108,7 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
         refuse_existing(arguments.out, overwrite=arguments.overwrite)
     elif not arguments.dry_run:
         raise InvalidValue("--out DIR is needed: where shall the sparse model go? (or --dry-run)")
-    method = catalog.build(arguments.method, **_options(arguments))
+    method = catalog.build(arguments.method, **method_options(arguments))
     needs_data = _needs_data(method)
     if not arguments.dry_run:
         _check_calibration(arguments, needs_data)
@@ -123,18 +102,6 @@ def run(arguments: argparse.Namespace) -> int:
     _save(model, report, arguments)
     _show_report(report, model, arguments)
     return 0
-
-
-def _options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Returns the method's options, each given once."""
-    options: dict[str, Any] = {}
-    short = {"sparsity": arguments.sparsity, "pattern": arguments.pattern}
-    given = [(key, value) for key, value in short.items() if value is not None]
-    for key, value in [*given, *arguments.option]:
-        if key in options:
-            raise InvalidValue(f"{key} is given twice; give it once")
-        options[key] = value
-    return options
 
 
 def _needs_data(method: Any) -> bool:

@@ -6,14 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparsecraft.cli.parser import (
-    Parser,
-    assignment,
-    flattened,
-    fraction,
-    patterns,
-    positive,
-)
+from sparsecraft.cli.parser import Parser, add_method, flattened, method_options, positive
 from sparsecraft.cli.terminal import console, progress, say
 from sparsecraft.core.errors import InvalidValue
 
@@ -55,7 +48,7 @@ def parser() -> Parser:
         ),
     )
     made.add_argument("task", metavar="TASK", help="name of a task; a wrong one lists them all")
-    _method_arguments(made)
+    add_method(made, None)
     _training_arguments(made)
     made.add_argument(
         "--controls",
@@ -92,27 +85,6 @@ def run(arguments: argparse.Namespace) -> int:
         if main:
             _show(plan, found)
     return 0
-
-
-def _method_arguments(made: Parser) -> None:
-    made.add_argument("--method", metavar="NAME", help="a name of `methods`, or FILE.py:CLASS")
-    made.add_argument("--sparsity", type=fraction, help="fraction of zeros, 0.9 or 90%%")
-    made.add_argument("--pattern", help="unstructured, 2:4 (keep 2 of 4), block:4x4, channels:out")
-    made.add_argument(
-        "--option",
-        type=assignment,
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="a setting of the method, repeatable; `sparsecraft methods NAME` lists them",
-    )
-    made.add_argument(
-        "--targets",
-        type=patterns,
-        action="append",
-        metavar="PATTERN",
-        help="layers by glob, re:REGEX or class name; a leading ! takes away; repeatable",
-    )
 
 
 def _training_arguments(made: Parser) -> None:
@@ -197,14 +169,7 @@ def _method(arguments: argparse.Namespace) -> InTraining:
             "--method NAME is needed: which method shall make the model sparse? "
             "`sparsecraft methods` lists them."
         )
-    options: dict[str, Any] = {}
-    short = {"sparsity": arguments.sparsity, "pattern": arguments.pattern}
-    given = [(key, value) for key, value in short.items() if value is not None]
-    for key, value in [*given, *arguments.option]:
-        if key in options:
-            raise InvalidValue(f"{key} is given twice; give it once")
-        options[key] = value
-    method = catalog.build(arguments.method, **options)
+    method = catalog.build(arguments.method, **method_options(arguments))
     if isinstance(method, InTraining):
         return method
     info = method.info
