@@ -162,3 +162,19 @@ def test_half_precision_weights_keep_their_dtype():
     report = prune(model, "magnitude", sparsity=0.5)
     assert model.net[0].weight.dtype == torch.bfloat16
     assert report.sparsity == 0.5
+
+
+@pytest.mark.parametrize("name", ["magnitude", "random", "snip", "wanda", "sparsegpt"])
+def test_groups_of_a_convolution_run_along_its_input_channels(name):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(8, 6, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(96, 3))
+    batch = {"input": torch.randn(4, 8, 4, 4), "labels": torch.tensor([0, 1, 2, 0])}
+    prune(model, name, pattern="1:4", targets="0", calibration=[batch])
+    kept = (model[0].weight != 0).view(6, 2, 4, 3, 3).sum(2)
+    assert (kept <= 1).all() and kept.sum() == 6 * 2 * 9
+
+
+def test_too_few_input_channels_for_the_pattern():
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU())
+    with pytest.raises(InvalidValue, match="needs a multiple of 4 inputs, but the layer has 3"):
+        prune(model, "magnitude", pattern="2:4")
