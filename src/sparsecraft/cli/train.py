@@ -214,6 +214,7 @@ def _train(plan: Plan, *, shown: bool) -> dict[str, Any]:
 
     from sparsecraft.lab.training_controls import controls, label_of, settled_density
     from sparsecraft.lab.training_latency import measured_latency
+    from sparsecraft.lab.training_loop import processes
     from sparsecraft.lab.training_runs import METHOD, Arm, run_arm
     from sparsecraft.lab.training_summary import summarise
 
@@ -229,8 +230,9 @@ def _train(plan: Plan, *, shown: bool) -> dict[str, Any]:
                 for arm in beside:
                     records[arm.id] = [run_arm(plan, arm, seed, tell)]
                 arms, notes = [*arms, *beside], [*notes, *why]
-    # Last and alone: in the other processes nothing runs any more, and here neither.
+    # Last and alone: the other processes only wait, which takes none of the cores.
     latency = measured_latency(plan.out, plan.task) if shown else None
+    processes().wait_for_everyone()
     return summarise(plan, arms, records, notes, latency)
 
 
