@@ -136,8 +136,8 @@ class Claim:
         run: The measurement.
         curve: The metric to draw, for arms named "series, axis=value"; None draws nothing.
         tuning: What was tuned for every arm, the same for all, and on what.
-        remark: What is known of why its runs came out as they did. It decides nothing, and stands
-            below the verdict.
+        remark: What is known of why the documented run of the small budget came out as it did. It
+            decides nothing, and stands below the verdict of that budget.
     """
 
     number: int

@@ -44,7 +44,7 @@ def outcome(
         "scale": claim.scale,
         **_judged(claim, budget, rows),
         "tuning": claim.tuning,
-        "remark": claim.remark,
+        "remark": claim.remark if budget == "small" else "",
         "full_scale": claim.full_scale.to_json(),
         "seconds": dict(seconds),
         "machine": machine(),
@@ -61,13 +61,18 @@ def write_outcome(
     The verdict comes last: where it is, the other files are whole.
     """
     title = f"# {claim.number:02d} {claim.title}\n\n{claim.paper}\n\n{found['line']}\n"
-    title += f"\n{claim.remark}\n" if claim.remark else ""
+    title += f"\n{remarked(found)}\n" if remarked(found) else ""
     write_atomic(folder / "rows.csv", _csv(rows))
     write_atomic(folder / "table.md", f"{title}\n{markdown(rows)}\n")
     drawing = draw(rows, claim.curve) if claim.curve else None
     if drawing is not None:
         write_atomic(folder / "curve.svg", drawing)
     write_atomic(folder / "verdict.json", json.dumps(found, indent=1, allow_nan=False))
+
+
+def remarked(found: Mapping[str, Any]) -> str:
+    """Returns the remark of an outcome, said to be on the run that is documented; or nothing."""
+    return f"On the documented run: {found['remark']}" if found.get("remark") else ""
 
 
 def failure(claim: Claim, budget: Budget, seeds: Sequence[int], reason: str) -> dict[str, Any]:
@@ -119,7 +124,7 @@ def write_scoreboard(
     lines = ["| paper | claim | at this scale | |", "|---:|---|---|---|"]
     lines += [
         f"| {each['number']:02d} | {each['title']} | {each['verdict'] or 'no verdict'} | "
-        f"{_cell(' '.join(filter(None, [each['line'], each.get('remark')])))} |"
+        f"{_cell(' '.join(filter(None, [each['line'], remarked(each)])))} |"
         for each in ordered
     ]
     lines += [f"| {number:02d} | | not finished yet | |" for number in sorted(waiting)]

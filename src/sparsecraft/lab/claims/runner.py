@@ -12,7 +12,13 @@ from sparsecraft.core.errors import InvalidValue
 from sparsecraft.lab.claims.catalog import claim_numbers, load_claim
 from sparsecraft.lab.claims.cells import Cells, Progress, kept
 from sparsecraft.lab.claims.claim import Budget, Claim, check_budget
-from sparsecraft.lab.claims.outcome import broken, outcome, write_outcome, write_scoreboard
+from sparsecraft.lab.claims.outcome import (
+    broken,
+    outcome,
+    remarked,
+    write_outcome,
+    write_scoreboard,
+)
 from sparsecraft.lab.claims.together import Standing, run_together
 from sparsecraft.lab.evidence.table import markdown
 from sparsecraft.lab.pool import check_pool, reason
@@ -92,8 +98,8 @@ def run_claim(
     if progress:
         _print(markdown(rows))
         _print(found["line"])
-        if claim.remark:
-            _print(claim.remark)
+        if remarked(found):
+            _print(remarked(found))
     return found
 
 
