@@ -29,6 +29,7 @@ def array(name):
 
 def close(found, name, tolerance):
     torch.testing.assert_close(found, array(name), rtol=tolerance, atol=tolerance)
+    return True
 
 
 def test_the_largest_of_each_group_are_kept():
@@ -38,7 +39,7 @@ def test_the_largest_of_each_group_are_kept():
 def test_wandas_mask():
     norm = InputNorm(32)
     norm.observe(array("ast_X"))
-    close(norm.value.square(), "ast_wanda_scaler", 1e-5)
+    assert close(norm.value.square(), "ast_wanda_scaler", 1e-5)
     found = NM().mask(scores.wanda(array("ast_W"), norm.value))
     assert torch.equal(found, array("ast_wanda_mask").bool())
 
@@ -50,15 +51,15 @@ def test_masked_forward_with_a_side_branch_and_its_gradients(start):
     weight = array("ast_W").clone().requires_grad_()
     method.begin(weight, layer, NOW)
     own = method.own_parameters({"layer": weight.detach()}, {"layer": layer})["layer"]
-    close(own["side"], f"ast_S_{start}", 1e-5)
-    close(own["projection"], "ast_P", 0)
+    assert close(own["side"], f"ast_S_{start}", 1e-5)
+    assert close(own["projection"], "ast_P", 0)
     layer.parameters = {name: value.clone().requires_grad_() for name, value in own.items()}
     output = array("ast_X") @ method.forward(weight, layer, NOW).T
-    close(output.detach(), f"ast_y_{start}", 1e-5)
+    assert close(output.detach(), f"ast_y_{start}", 1e-5)
     output.backward(array("ast_G"))
-    close(weight.grad, f"ast_gradW_{start}", 1e-5)
-    close(layer.parameters["side"].grad, f"ast_gradS_{start}", 1e-5)
-    close(layer.parameters["projection"].grad, f"ast_gradP_{start}", 1e-5)
+    assert close(weight.grad, f"ast_gradW_{start}", 1e-5)
+    assert close(layer.parameters["side"].grad, f"ast_gradS_{start}", 1e-5)
+    assert close(layer.parameters["projection"].grad, f"ast_gradP_{start}", 1e-5)
 
 
 @pytest.mark.parametrize("start", ["mean", "sum"])
@@ -69,7 +70,7 @@ def test_the_finished_layer_gives_the_same(start, trained):
     linear.weight.data.copy_(weight * mask)
     side = initial_side(weight, mask, 8, start, torch.Generator())
     layer = SideBranchLinear(linear, side, projection(32, 8) if trained else None)
-    close(layer(array("ast_X")).detach(), f"ast_y_{start}", 1e-5)
+    assert close(layer(array("ast_X")).detach(), f"ast_y_{start}", 1e-5)
 
 
 def test_annealed_decay_in_the_optimiser():
@@ -95,8 +96,8 @@ def test_distillation_at_temperature_two():
     student = array("ast_kd_student").clone().requires_grad_()
     found = divergence(student, array("ast_kd_teacher"), temperature=2.0)
     found.backward()
-    close(found.detach(), "ast_kd_loss_T2", 1e-5)
-    close(student.grad, "ast_kd_grad_T2", 1e-6)
+    assert close(found.detach(), "ast_kd_loss_T2", 1e-5)
+    assert close(student.grad, "ast_kd_grad_T2", 1e-6)
 
 
 def cast_trajectory(weight, gradients, total, rate, every):
@@ -120,8 +121,8 @@ def test_adams_through_the_host():
     for step, (weight, mask, state, _) in enumerate(steps):  # noqa: B007 - the last one is used
         torch.testing.assert_close(weight, array("cast_W")[step], rtol=1e-10, atol=1e-12)
         assert torch.equal(mask, array("cast_masks")[step].bool())
-    close(state["mean"], "cast_mu_last", 1e-10)
-    close(state["square"], "cast_v_last", 1e-10)
+    assert close(state["mean"], "cast_mu_last", 1e-10)
+    assert close(state["square"], "cast_v_last", 1e-10)
 
 
 def test_without_gradients_masked_weights_collapse_and_kept_ones_stay():
@@ -129,7 +130,7 @@ def test_without_gradients_masked_weights_collapse_and_kept_ones_stay():
     gradients = torch.zeros(400, *start.shape, dtype=start.dtype)
     for weight, _, _, sparsifier in cast_trajectory(start, gradients, 400, 2e-3, every=10):  # noqa: B007
         pass
-    close(weight, "cast_zero_grad_final", 1e-10)
+    assert close(weight, "cast_zero_grad_final", 1e-10)
     mask = sparsifier.mask["weight"]
     assert torch.equal(mask, array("cast_zero_grad_mask").bool())
     assert weight[~mask].abs().max() <= 2 * 2e-3
@@ -158,12 +159,12 @@ def test_scales_of_halves_of_a_row():
     scale = array("cast_A").clone().requires_grad_()
     layer = TrainedLayer("layer", (8, 16), parameters={"scale": scale})
     effective = CAST().forward(weight, layer, NOW)
-    close(effective.detach(), "cast_scaled_W", 1e-10)
+    assert close(effective.detach(), "cast_scaled_W", 1e-10)
     output = array("cast_scale_X") @ effective.T
-    close(output.detach(), "cast_scale_y", 1e-10)
+    assert close(output.detach(), "cast_scale_y", 1e-10)
     output.backward(array("cast_scale_Gy"))
-    close(weight.grad, "cast_scale_gradW", 1e-10)
-    close(scale.grad, "cast_scale_gradA", 1e-10)
+    assert close(weight.grad, "cast_scale_gradW", 1e-10)
+    assert close(scale.grad, "cast_scale_gradA", 1e-10)
 
 
 def test_folding_scales_keeps_zeros():
@@ -176,11 +177,11 @@ def test_the_whole_loss():
     logits = array("ast_kd_student").double()
     captured = {"inputs": {}, "logits": logits, "teacher": array("ast_kd_teacher").double()}
     divergent = divergence(captured["logits"], captured["teacher"])
-    close(divergent.double(), "cast_kd_kl", 1e-10)
+    assert close(divergent.double(), "cast_kd_kl", 1e-10)
     task = torch.nn.functional.cross_entropy(
         logits.flatten(0, 1), array("cast_kd_labels").flatten()
     )
-    close(task, "cast_kd_ce", 1e-10)
+    assert close(task, "cast_kd_ce", 1e-10)
     method = CAST()
     whole = task + method.loss(captured, {}, NOW)
-    close(whole.double() / method.loss_scale, "cast_kd_total_eta_third", 1e-10)
+    assert close(whole.double() / method.loss_scale, "cast_kd_total_eta_third", 1e-10)

@@ -109,8 +109,12 @@ def test_removal_is_exact_where_scale_and_shift_are_zero():
 
 def test_the_index_map_makes_the_same_shapes_again():
     smaller, index_map = prune_channels(network(), MASKS, example_input=IMAGE)
-    again, _ = compact(network(), index_map.keep, IMAGE)
+    again, second = compact(network(), index_map.keep, IMAGE)
+    shapes = {name: tensor.shape for name, tensor in smaller.state_dict().items()}
+    assert {name: tensor.shape for name, tensor in again.state_dict().items()} == shapes
+    assert second.keys() == index_map.keys()
     again.load_state_dict(smaller.state_dict())
+    assert torch.equal(again.eval()(IMAGE), smaller.eval()(IMAGE))
 
 
 def test_masks_by_the_name_of_the_scale_and_layers_left_out():

@@ -78,27 +78,65 @@ def made_smaller(
         checkpoint_every: Steps from one checkpoint to the next.
         progress: Told of every step.
     """
+    form, notes = _form(trained, removal)
+    if form is None:
+        return None, None, notes
+    found = _record(task, trained, form, flops, seed)
+    if form.difference > TOLERANCE and not removal.finetune_steps:
+        notes.append(_differs(form, removal))
+    if not removal.finetune_steps:
+        return form, found, notes
+    longer = train_task(
+        task,
+        None,
+        _longer(settings, removal),
+        seed=seed,
+        model=form.model,
+        checkpoint=checkpoint,
+        checkpoint_every=checkpoint_every,
+        progress=progress,
+    )
+    steps = removal.finetune_steps
+    examples = settings.accumulate * longer.processes
+    smaller = profile_flops(form.model, to_device(trained.batch, trained.model)).total
+    total = flops["total"] + 3 * examples * smaller * steps
+    found |= quality(task, longer.model)
+    found |= {
+        "finetune_steps": steps,
+        "packed_bytes": found["bytes"],
+        "flops": {"total": total, "relative": total / flops["dense"]},
+        "seconds": trained.seconds + longer.seconds,
+        "losses": [[settings.steps + step, loss] for step, loss in longer.losses],
+    }
+    notes.append(f"the smaller model trained {steps} steps more than the controls")
+    return replace(form, model=longer.model, mask=Mask({})), found, notes
+
+
+def _form(trained: Trained, removal: Removal) -> tuple[CompactForm | None, list[str]]:
+    """Returns the smaller model as it comes out of the removal, and notes."""
     report = trained.report
     assert report is not None
     if report.form != "plain":
-        return None, None, []
+        return None, []
     example = to_device(trained.batch, trained.model)
     try:
         form = compact_form(
-            trained.model,
-            report.method,
-            report.mask,
-            example,
-            absorb_bias=removal.absorb_bias,
+            trained.model, report.method, report.mask, example, absorb_bias=removal.absorb_bias
         )
     except SparsityError as error:
         wanted = removes_units(report.method)
-        return None, None, [f"no smaller model was made: {error}"] if wanted else []
-    if form is None:
-        return None, None, []
+        return None, [f"no smaller model was made: {error}"] if wanted else []
+    return form, [form.note] if form is not None and form.note else []
+
+
+def _record(
+    task: Task, trained: Trained, form: CompactForm, flops: dict[str, float], seed: int
+) -> dict[str, Any]:
+    """Returns what is written of the smaller model before any further training."""
     before = quality(task, form.model)
-    smaller = profile_flops(form.model, example).total
-    found = {
+    example = to_device(trained.batch, trained.model)
+    smaller, whole = (profile_flops(each, example).total for each in (form.model, trained.model))
+    return {
         "seed": seed,
         **before,
         "before": {name: before[name] for name in ("validation", "test")},
@@ -108,8 +146,8 @@ def made_smaller(
         "packed_bytes": packed_size(form.model, form.mask),
         "difference": form.difference,
         "units": list(form.units),
-        "forward_flops": smaller / profile_flops(trained.model, example).total,
-        "finetune_steps": removal.finetune_steps,
+        "forward_flops": smaller / whole,
+        "finetune_steps": 0,
         "flops": dict(flops),
         "seconds": trained.seconds,
         "processes": trained.processes,
@@ -117,37 +155,15 @@ def made_smaller(
         "densities": [],
         "notes": [],
     }
-    notes = [form.note] if form.note else []
-    if form.difference > TOLERANCE and not removal.finetune_steps:
-        notes.append(
-            f"the smaller model gives something else than the one with zeros (by up to "
-            f"{percent(form.difference)} of the largest output): train it on (--finetune-steps)"
-            + ("" if removal.absorb_bias else " or fold in what is dropped (--absorb-bias)")
-        )
-    if removal.finetune_steps:
-        longer = train_task(
-            task,
-            None,
-            _longer(settings, removal),
-            seed=seed,
-            model=form.model,
-            checkpoint=checkpoint,
-            checkpoint_every=checkpoint_every,
-            progress=progress,
-        )
-        found.update(quality(task, longer.model))
-        found["packed_bytes"] = found["bytes"]
-        total = flops["total"] + 3 * settings.accumulate * longer.processes * (
-            smaller * removal.finetune_steps
-        )
-        found["flops"] = {"total": total, "relative": total / flops["dense"]}
-        found["seconds"] = trained.seconds + longer.seconds
-        found["losses"] = [[settings.steps + step, loss] for step, loss in longer.losses]
-        form = replace(form, model=longer.model, mask=Mask({}))
-        notes.append(
-            f"the smaller model trained {removal.finetune_steps} steps more than the controls"
-        )
-    return form, found, notes
+
+
+def _differs(form: CompactForm, removal: Removal) -> str:
+    """Returns the note on a smaller model that gives something else than the one with zeros."""
+    return (
+        f"the smaller model gives something else than the one with zeros (by up to "
+        f"{percent(form.difference)} of the largest output): train it on (--finetune-steps)"
+        + ("" if removal.absorb_bias else " or fold in what is dropped (--absorb-bias)")
+    )
 
 
 def _longer(settings: TrainSettings, removal: Removal) -> TrainSettings:

@@ -13,7 +13,7 @@ from sparsecraft.methods.weights.sparse_ift import DopedLayer, SparseIFT
 from sparsecraft.model.flops import count_flops
 
 X = torch.zeros(1, 3, 8, 8)
-STEPS = 40
+STEPS = 60
 
 
 class Training:
@@ -45,7 +45,7 @@ def test_it_trains_sparse_at_the_cost_of_the_dense_model(family):
     training = Training()
     outcome = SparseIFT(family=family, sparsity=0.75).run(tiny_cnn(), training, example_input=X)
     assert training.branches == ["sparse"]
-    assert training.losses[-1] < 0.7 * training.losses[0]
+    assert training.losses[-1] < training.losses[0] / 2
     report = outcome.training
     report.mask.verify(dict(outcome.model.named_parameters()))
     assert set(report.mask) == set(outcome.transformation.targets)

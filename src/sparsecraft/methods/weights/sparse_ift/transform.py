@@ -150,7 +150,8 @@ def sparse_ift(
     profile = profile_flops(built.model, example)
     targets = find_targets(built.model, list(built.sparse)) if built.sparse else None
     cost = _Cost(profile, targets, allocation)
-    solved = asked if targets is not None else 0.0
+    begun = asked if targets is not None else 0.0
+    solved = begun
     if match_flops and targets is not None:
         solved = matched_sparsity(cost.flops, budget.total, tolerance=tolerance)
     densities = cost.densities(solved)
@@ -165,7 +166,7 @@ def sparse_ift(
         densities=densities,
         budget=budget.total,
         flops=profile.effective(densities),
-        flops_as_asked=round(cost.flops(asked if targets is not None else 0.0)),
+        flops_as_asked=round(cost.flops(begun)),
         kernel_flops=profile.total,
         parameters=(_size(model), _size(built.model)),
         sizes=built.grown,
