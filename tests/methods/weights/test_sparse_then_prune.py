@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from statistics import fmean
 
 import pytest
 import torch
@@ -17,7 +18,6 @@ from sparsecraft.core.kinds import Clock
 from sparsecraft.methods.weights.sparse_then_prune import (
     SparseThenPrune,
     attention_stats,
-    mean_attention,
 )
 
 CLOCK = Clock(0, 1)
@@ -113,11 +113,11 @@ def test_the_penalty_moves_attention_the_way_it_should(penalty, rises):
             block.attention.q_proj.weight.mul_(20)
             block.attention.k_proj.weight.mul_(20)
     batch = models.batches_for(model)[0]
-    before = mean_attention(attention_stats(model, batch)).entropy
+    before = fmean(each.entropy for each in attention_stats(model, batch))
     method = SparseThenPrune(penalty=penalty, weight=3.0, layers="all")
     model, _, sparsifier = trained(method, steps=20, model=model, rate=0.2)
     sparsifier.detach()
-    after = mean_attention(attention_stats(model, batch)).entropy
+    after = fmean(each.entropy for each in attention_stats(model, batch))
     assert (after > before) == rises
     assert abs(after - before) > 0.01
 

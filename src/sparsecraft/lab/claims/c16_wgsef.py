@@ -23,7 +23,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparsecraft.core.catalog import Paper
 from sparsecraft.core.seeds import generator
 from sparsecraft.kernels.selection import keep_largest
 from sparsecraft.lab.claims import digits
@@ -233,14 +232,7 @@ def _flat(data: digits.Digits) -> digits.Digits:
 CLAIM = Claim(
     number=16,
     title="The group envelope leaves exactly k neurons, with one strength for every k",
-    paper=Paper(
-        "Refael, Arbel, Huleihel",
-        2022,
-        "2212.12921",
-        number=16,
-        title="Learning k-Level Structured Sparse Neural Networks Using Group Envelope "
-        "Regularization",
-    ),
+    paper=WGSEF.info.paper,
     version=VERSION,
     stated=STATED,
     scale="0.01M parameters, digits",

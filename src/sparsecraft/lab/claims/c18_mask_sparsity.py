@@ -23,7 +23,6 @@ from typing import Any
 
 from torch import nn
 
-from sparsecraft.core.catalog import Paper
 from sparsecraft.core.mask import Mask
 from sparsecraft.lab.claims import digits
 from sparsecraft.lab.claims.cells import Cell, Cells
@@ -281,13 +280,7 @@ _RECIPE: Mapping[str, Any] = {"batch": 256, "rate": 0.1, "momentum": 0.9, "neste
 CLAIM = Claim(
     number=18,
     title="Pressing down only the channels that will be removed costs less than pressing all",
-    paper=Paper(
-        "Jiang et al.",
-        2022,
-        "2201.06776",
-        number=18,
-        title="Pruning-aware Sparse Regularization for Network Pruning",
-    ),
+    paper=MaskSparsity.info.paper,
     version=VERSION,
     stated=STATED,
     scale="0.008M parameters, digits",

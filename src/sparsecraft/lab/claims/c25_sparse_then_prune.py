@@ -24,7 +24,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsecraft.core.catalog import Paper
 from sparsecraft.core.errors import MissingDependency
 from sparsecraft.core.kinds import Clock
 from sparsecraft.core.seeds import generator
@@ -240,13 +239,7 @@ class DigitViT(nn.Module):
 CLAIM = Claim(
     number=25,
     title="A penalty on attention makes a vision transformer survive pruning better",
-    paper=Paper(
-        "Prasetyo et al.",
-        2023,
-        "2307.11988",
-        number=25,
-        title="Sparse then Prune: Toward Efficient Vision Transformers",
-    ),
+    paper=SparseThenPrune.info.paper,
     version=VERSION,
     stated=STATED,
     scale="0.03M parameters, digits",

@@ -17,7 +17,7 @@ in any transformer; counts round half up as everywhere in this library, not half
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -229,12 +229,6 @@ def attention_stats(model: nn.Module, batch: Any) -> list[AttentionStatistics]:
     finally:
         capture.remove()
         model.train(training)
-
-
-def mean_attention(found: list[AttentionStatistics]) -> AttentionStatistics:
-    """Returns the mean of the layers' figures."""
-    sums = [asdict(each) for each in found]
-    return AttentionStatistics(**{k: sum(s[k] for s in sums) / len(sums) for k in sums[0]})
 
 
 def _embeds(target: Target, blocks: tuple[str, ...]) -> bool:
