@@ -263,11 +263,11 @@ CLAIM = Claim(
     curve="accuracy",
     remark=(
         "The count is hit exactly, for every k and seed, with one strength. The accuracy after "
-        "the cut is that of a group lasso tuned for each k, as the pilot of its card expected, and "
-        "of a network that has k neurons from the start."
+        "the cut is that of a group lasso tuned for each k; a network that has k neurons from the "
+        "start is behind at k = 8 (.893 against .926) and level at 16 and 32."
     ),
     tuning=(
-        "four settings for every arm, k and seed, by accuracy on 300 validation images after the "
+        "six settings for every arm, k and seed, by accuracy on 300 validation images after the "
         f"cut: strengths {list(STRENGTHS['wgsef'])} of wgsef and {list(STRENGTHS['group lasso'])} "
         f"of group lasso, learning rates {list(RATES[VERSION])} of the others"
     ),

@@ -262,9 +262,9 @@ CLAIM = Claim(
     run=run,
     curve=None,
     remark=(
-        "The bound on weights and the lighter tails are the function's own. The gain in accuracy "
-        "over plain is as large with plain initial weights twice as large, or with larger steps: "
-        "it is an effect of the start, as the controls show."
+        "Only the bound is clearly the function's own (largest weight .25 against .48 to .79 of "
+        "the plain arms). Most of the lighter tails (kurtosis 2.2 against 2.0), of the smaller "
+        "mass near zero and all of the accuracy come with initial weights twice as large as well."
     ),
     tuning=(
         f"learning rate from {list(RATES)} and weight decay from {list(DECAYS)} for every arm "
