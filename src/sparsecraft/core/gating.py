@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from sparsecraft.core.errors import InvalidValue
@@ -90,9 +91,42 @@ class ActivationGate:
         features = scores.shape[-1]
         if self.keep is None or self.keep > features:
             raise InvalidValue(f"keep={self.keep} exceeds the {features} entries of a token")
+        if torch.compiler.is_compiling():
+            # The selection runs outside of torch; a stable sort gives the same entries, ties too.
+            first = scores.sort(dim=-1, descending=True, stable=True).indices[..., : self.keep]
+            return torch.zeros_like(scores, dtype=torch.bool).scatter(-1, first, True)
         rows = scores.reshape(-1, features)
         return keep_largest_per_row(rows, self.keep).view(scores.shape)
 
     def _spared(self, x: Tensor) -> int:
         tokens = x.shape[-2] if x.dim() >= 3 else 1
         return 0 if tokens == 1 else tokens - int(self.prefill * tokens)
+
+
+@dataclass(frozen=True, eq=False)
+class RandomGate(ActivationGate):
+    """Keeps a random subset of every token's entries: the control of all gates.
+
+    The subset is drawn from the seed and the token's own bits, so that the same token gives the
+    same one in any process, whatever ran before it.
+
+    Args:
+        seed: Of the subsets.
+    """
+
+    seed: int = 0
+
+    def scores(self, x: Tensor) -> Tensor:
+        """Returns a random number in [0, 1) for every entry, float32."""
+        bits = x.detach().float().contiguous().view(torch.int32).long()
+        places = torch.arange(x.shape[-1], device=x.device)
+        token = _mixed(bits * (2 * places + 1)).sum(-1, keepdim=True)
+        drawn = _mixed(_mixed(token + self.seed) + places)
+        return (drawn & 0xFFFFFF).float() / (1 << 24)
+
+
+def _mixed(number: Tensor) -> Tensor:
+    """Returns int64 numbers whose bits depend on all bits of the given ones (a hash)."""
+    for multiplier in (-4658895280553007687, -7723592293110705685):
+        number = (number ^ (number >> 30)) * multiplier
+    return number ^ (number >> 31)

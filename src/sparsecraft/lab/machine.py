@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 
 import sparsecraft
 from sparsecraft.kernels import backends
+from sparsecraft.kernels.processor import cpu_name
 
 PACKAGES = ("torch", "numpy", "transformers", "numba", "safetensors", "scikit-learn")
 
@@ -56,21 +56,6 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def cpu_name() -> str:
-    """Returns the processor's name as the system gives it."""
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    if sys.platform == "darwin":
-        asked = ["sysctl", "-n", "machdep.cpu.brand_string"]
-        found = subprocess.run(asked, capture_output=True, text=True, check=False)
-        if found.returncode == 0 and found.stdout.strip():
-            return found.stdout.strip()
-    return platform.processor() or platform.machine()
 
 
 def memory_bytes() -> int:

@@ -15,6 +15,7 @@ import pytest
 from sparsecraft.lab.tasks import Task, load_task, text_task
 from sparsecraft.lab.tasks.docs_retrieval import MODEL_PACKAGE
 from sparsecraft.lab.tasks.stdlib_docs import docstrings
+from sparsecraft.lab.tasks.trained_language import LanguageSettings
 
 PIECES = [b"<unk>", b"\n<s>\n", b"\n</s>\n", *(b"<0x%02X>" % byte for byte in range(256))]
 LETTERS = [bytes([code]) for code in range(97, 123)]
@@ -116,6 +117,8 @@ def _make(name: str, make: Callable[[str], Task], text_file: Path, encoder_dir: 
         return task
     if name == "stdlib-lm":
         return load_task(name, files=25, steps=3)
+    if name == "stdlib-llama":
+        return load_task(name, files=25, steps=3, size=LanguageSettings())
     return load_task(name, steps=3)
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from sparsecraft.core.errors import InvalidValue
 from sparsecraft.lab.tasks import load_task, text_task
-from sparsecraft.lab.tasks.language import cut, divergence, without
+from sparsecraft.lab.tasks.language import cut, without
 from sparsecraft.lab.tasks.stdlib_lm import stdlib_texts
 from sparsecraft.lab.tasks.text import read_text
 from sparsecraft.lab.tasks.wikitext import wikitext2_texts
@@ -41,13 +41,6 @@ def test_window_values_are_mean_negative_log_likelihoods(make_task):
     expected = [-chances[row[1:]].mean() for row in task.windows["validation"]]
     values = task.evaluate(Always(logits), "validation").values
     np.testing.assert_allclose(values, expected, rtol=1e-5)
-
-
-def test_divergence_by_hand():
-    dense = torch.log(torch.tensor([[[0.5, 0.5]]]))
-    other = torch.log(torch.tensor([[[0.25, 0.75]]]))
-    expected = 0.5 * math.log(0.5 / 0.25) + 0.5 * math.log(0.5 / 0.75)
-    assert float(divergence(dense, other)) == pytest.approx(expected, rel=1e-6)
 
 
 def test_kl_grows_with_the_distance_to_dense(make_task):
@@ -144,3 +137,25 @@ def test_a_data_set_is_read_as_text(tmp_path):
     assert read_text(f"hf:{tmp_path}") == "one\n\ntwo"
     with pytest.raises(InvalidValue, match="could not load the data set"):
         read_text(f"hf:{tmp_path / 'absent'}")
+
+
+def test_wikitext_is_joined_as_the_published_protocol_does(made_data, make_task, monkeypatch):
+    from sparsecraft.lab.measures.perplexity import perplexity
+
+    monkeypatch.setenv("SPARSECRAFT_DATA", str(made_data))
+    task = load_task("wikitext2-lm", model_dir=make_task("stdlib-lm").model_dir)
+    lines = (made_data / "wikitext2" / "test.txt").read_text().split("\n")[:-1]
+    whole = "\n\n".join(f"{line}\n" if line.strip() else "" for line in lines)
+    ids = task.tokenizer(whole, verbose=False)["input_ids"]
+    model = task.load_model()
+    assert task.context == model.config.max_position_embeddings == 128
+    assert len(task.windows["test"]) == len(ids) // 128
+    found = task.evaluate(model, "test").metric
+    assert found == pytest.approx(perplexity(model, ids), rel=1e-6)
+
+
+def test_wikitext_says_that_its_text_is_word_level(made_data, make_task, monkeypatch):
+    monkeypatch.setenv("SPARSECRAFT_DATA", str(made_data))
+    task = load_task("wikitext2-lm", model_dir=make_task("stdlib-lm").model_dir)
+    assert "word-level form" in task.description
+    assert "not comparable with perplexities on raw text" in task.description

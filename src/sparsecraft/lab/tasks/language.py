@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Iterator
 from functools import cached_property
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sparsecraft.core.seeds import generator
+from sparsecraft.lab.measures.perplexity import WindowScores, cut, score_windows
 from sparsecraft.lab.tasks.base import (
     Batch,
     Progress,
@@ -22,16 +22,14 @@ from sparsecraft.lab.tasks.base import (
     Task,
     check_positive,
     check_split,
-    evaluating,
     inputs_of,
     logits_of,
     to_device,
 )
 
+__all__ = ["CausalTask", "Part", "cut", "encode", "next_token_loss", "window_batches", "without"]
+
 Part = Literal["training", "validation", "test"]
-TOKENS_AT_ONCE = 4096
-LOGITS_AT_ONCE = 2**26
-"""At most a quarter of a gigabyte of float32 logits in one evaluation batch."""
 
 
 class CausalTask(Task):
@@ -82,40 +80,20 @@ class CausalTask(Task):
     def evaluate(self, model: nn.Module, split: Split, progress: Progress | None = None) -> Scores:
         """Returns the mean negative log-likelihood by window; the metric is their exp(mean)."""
         check_split(split)
-        windows = self.windows[split]
-        losses: list[Tensor] = []
-        divergences: list[Tensor] = []
-        done = 0
-        with evaluating(model):
-            for part in windows.split(self._windows_at_once(model)):
-                logits = self.outputs(model, {"input_ids": part}).float().cpu()[:, :-1]
-                losses.append(token_losses(logits, part).mean(1).double())
-                if self.measures_kl:
-                    dense = self.outputs(self._dense, {"input_ids": part})[:, :-1]
-                    divergences.append(divergence(dense, logits))
-                done += len(part)
-                if progress:
-                    progress(done, len(windows))
-        values = torch.cat(losses).numpy()
-        extra = {"nll": float(values.mean())}
-        if divergences:
-            extra["kl"] = float(torch.cat(divergences).mean())
-        return self.scores(values, extra)
+        dense = self._dense if self.measures_kl else None
+        found = score_windows(model, self.windows[split], dense=dense, progress=progress)
+        extra = {"nll": float(found.losses.mean())}
+        if found.kl is not None:
+            extra["kl"] = found.kl
+        return self.scores(found.losses, extra)
 
     def aggregate(self, values: np.ndarray) -> float:
         """Returns the perplexity, exp of the mean."""
-        mean = float(np.mean(values))
-        return math.exp(mean) if mean < 700 else math.inf  # exp(710) is beyond float64
+        return WindowScores(values).perplexity
 
     @cached_property
     def _dense(self) -> nn.Module:
         return self.load_model()
-
-    def _windows_at_once(self, model: nn.Module) -> int:
-        context = self.windows["test"].shape[1]
-        vocabulary = getattr(getattr(model, "config", None), "vocab_size", 1)
-        tokens = min(TOKENS_AT_ONCE, LOGITS_AT_ONCE // vocabulary)
-        return max(1, tokens // context)
 
 
 def next_token_loss(model: nn.Module, batch: Batch) -> Tensor:
@@ -123,23 +101,6 @@ def next_token_loss(model: nn.Module, batch: Batch) -> Tensor:
     moved = to_device(batch, model)
     logits = logits_of(model, inputs_of(moved))[:, :-1]
     return functional.cross_entropy(logits.flatten(0, 1).float(), moved["labels"][:, 1:].flatten())
-
-
-def token_losses(logits: Tensor, ids: Tensor) -> Tensor:
-    """Returns (windows, tokens - 1) negative log-likelihoods in nats.
-
-    Args:
-        logits: (windows, tokens - 1, vocabulary), those of the last token left out.
-        ids: (windows, tokens).
-    """
-    return functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
-
-
-def divergence(dense: Tensor, logits: Tensor) -> Tensor:
-    """Returns (windows,) the mean KL(dense || model) in nats over a window's tokens."""
-    target = dense.float().log_softmax(-1)
-    found = functional.kl_div(logits.log_softmax(-1), target, log_target=True, reduction="none")
-    return found.sum(-1).mean(1).double()
 
 
 def window_batches(windows: Tensor, batch_size: int, seed: int) -> Iterator[Batch]:
@@ -151,21 +112,6 @@ def window_batches(windows: Tensor, batch_size: int, seed: int) -> Iterator[Batc
             ids = windows[order[start : start + batch_size]]
             yield {"input_ids": ids, "labels": ids.clone()}
         epoch += 1
-
-
-def cut(ids: list[int], context: int, limit: int | None = None) -> Tensor:
-    """Returns (windows, context) windows of the ids, without overlap; the last part is dropped.
-
-    Args:
-        ids: Tokens in order.
-        context: Tokens in a window.
-        limit: At most this many windows, taken at even distances.
-    """
-    count = len(ids) // context
-    windows = torch.tensor(ids[: count * context], dtype=torch.long).view(count, context)
-    if limit is None or count <= limit:
-        return windows
-    return windows[torch.linspace(0, count - 1, limit).round().long()]
 
 
 def without(windows: Tensor, *held_out: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ TASKS: dict[str, str] = {
     "fashion-mnist-mlp": "image_files:FashionMLP",
     "fashion-mnist-resnet": "image_files:FashionResNet",
     "patches-resnet": "patches:PatchesResNet",
+    "stdlib-llama": "stdlib_llama:StdlibLlama",
     "stdlib-lm": "stdlib_lm:StdlibLanguageModel",
     "stories260k": "stories:Stories260k",
     "wikitext2-lm": "wikitext:wikitext2",

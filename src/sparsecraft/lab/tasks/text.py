@@ -11,10 +11,11 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from sparsecraft.core.errors import InvalidValue, MissingDependency
+from sparsecraft.lab.measures.perplexity import LONGEST_WINDOW, tokenize
 from sparsecraft.lab.tasks import cache, pretrained
 from sparsecraft.lab.tasks.base import Task, check_positive
 from sparsecraft.lab.tasks.embedding import RetrievalTask
-from sparsecraft.lab.tasks.language import CausalTask, Part, cut, encode, without
+from sparsecraft.lab.tasks.language import CausalTask, Part, cut, without
 from sparsecraft.lab.tasks.passages import Queries, RetrievalCorpus, apart
 from sparsecraft.lab.tasks.stdlib_docs import squeeze
 from sparsecraft.lab.tasks.trained_language import PARTS, SplitTexts
@@ -61,20 +62,32 @@ class PretrainedCausalTask(CausalTask):
         name: The task's name.
         about: One sentence on the data.
         model_dir: A Hugging Face directory or hub id.
-        texts: By part.
-        context: Tokens in a window; the model's own limit if that is lower.
+        texts: By part; those of a part are joined by blank lines and tokenised once.
+        context: Tokens in a window; the model's own limit if that is lower, or if it is None, but
+            then at most 2048.
+        most_windows: Of the test part, taken at even distances, and half as many of validation;
+            None scores them all, as the published protocol does.
     """
 
     def __init__(
-        self, *, name: str, about: str, model_dir: str | Path, texts: SplitTexts, context: int
+        self,
+        *,
+        name: str,
+        about: str,
+        model_dir: str | Path,
+        texts: SplitTexts,
+        context: int | None,
+        most_windows: int | None = MOST_WINDOWS,
     ) -> None:
+        context = LONGEST_WINDOW if context is None else context
         check_positive(context=context)
         self.name = name
         self.model_dir = pretrained.model_directory(model_dir)
         self.context = min(context, pretrained.longest_input(self.model_dir))
         self._texts = texts
+        self._most = most_windows
         contents = [getattr(texts, part) for part in PARTS]
-        settings = {"task": name, "context": self.context}
+        settings = {"task": name, "context": self.context, "most": most_windows, "joined": True}
         self.fingerprint = cache.fingerprint(
             settings, *contents, cache.directory_digest(self.model_dir)
         )
@@ -93,8 +106,9 @@ class PretrainedCausalTask(CausalTask):
     @cached_property
     def windows(self) -> dict[Part, Tensor]:
         """(windows, context) token ids by part."""
-        test = without(self._cut("test", MOST_WINDOWS))
-        validation = without(self._cut("validation", MOST_WINDOWS // 2), test)
+        half = None if self._most is None else self._most // 2
+        test = without(self._cut("test", self._most))
+        validation = without(self._cut("validation", half), test)
         training = without(self._cut("training", None), validation, test)
         if not len(training) or not len(validation):
             raise InvalidValue(
@@ -114,7 +128,7 @@ class PretrainedCausalTask(CausalTask):
 
     def _cut(self, part: Part, limit: int | None) -> Tensor:
         texts: Sequence[str] = getattr(self._texts, part)
-        ids = encode(self.tokenizer, list(texts), None)
+        ids = tokenize(self.tokenizer, texts)
         if len(ids) < FEWEST_WINDOWS * self.context:
             characters = sum(map(len, texts))
             each = max(1.0, characters / max(1, len(ids)))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sparsecraft.core.errors import InvalidValue
 from sparsecraft.lab.tasks import cache, pretrained
+from sparsecraft.lab.tasks.base import Batch
 from sparsecraft.lab.tasks.language import (
     CausalTask,
     Part,
@@ -81,6 +82,9 @@ class TrainedCausalTask(CausalTask):
         schedule: Of the training.
     """
 
+    resumes = False
+    """Whether a stopped training of the model goes on where it was; worth its files when long."""
+
     def __init__(
         self,
         *,
@@ -129,6 +133,10 @@ class TrainedCausalTask(CausalTask):
         """Writes the tokenizer."""
         self.tokenizer.save_pretrained(directory)
 
+    def training_loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Returns the loss by which the dense model is trained."""
+        return next_token_loss(model, batch)
+
     @cached_property
     def _data_folder(self) -> Path:
         return cache.cached(f"{self.name}-data-{self._data}", self._tokenise)
@@ -160,10 +168,13 @@ class TrainedCausalTask(CausalTask):
         schedule = self.schedule
         batches = window_batches(self.windows["training"], schedule.batch_size, schedule.seed)
         model = seeded(lambda: build_llama(self.size), schedule.seed)
-        fit(model, batches, next_token_loss, schedule, self.name)
+        progress = cache.cache_directory() / f"{self.name}-training-{self.fingerprint}.pt"
+        where = progress if self.resumes else None
+        fit(model, batches, self.training_loss, schedule, self.name, where)
         with quiet():
             model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+        progress.unlink(missing_ok=True)
 
 
 def build_llama(size: LanguageSettings) -> Any:

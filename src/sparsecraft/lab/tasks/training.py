@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +16,11 @@ from torch import Tensor, nn
 from sparsecraft.core.errors import NonFinite
 from sparsecraft.core.seeds import derive
 from sparsecraft.lab.tasks.base import Batch
+from sparsecraft.model.files import write_atomic
 
 log = logging.getLogger(__name__)
 Model = TypeVar("Model", bound=nn.Module)
+SAVE_EVERY = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +55,7 @@ def fit(
     loss: Callable[[nn.Module, Batch], Tensor],
     settings: Fit,
     name: str,
+    resume_from: Path | None = None,
 ) -> Model:
     """Trains the model in place and returns it in evaluation mode.
 
@@ -60,6 +65,8 @@ def fit(
         loss: Of a model on a batch.
         settings: How long and how fast.
         name: For the log.
+        resume_from: A file that keeps where the training stands, every `SAVE_EVERY` steps; one
+            that is there already is gone on from. The caller removes it when the model is safe.
 
     Raises:
         NonFinite: If the loss becomes NaN or infinite.
@@ -74,7 +81,9 @@ def fit(
     optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.95))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step, settings.steps))
     model.train()
-    for step in range(settings.steps):
+    parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
+    begin = _resume(resume_from, parts, batches)
+    for step in range(begin, settings.steps):
         value = loss(model, next(batches))
         if not torch.isfinite(value):
             raise NonFinite(f"{name}: the training loss is {value.item()} at step {step}.")
@@ -85,7 +94,27 @@ def fit(
         schedule.step()
         if step % 100 == 0:
             log.info("%s: step %d of %d, loss %.3f", name, step, settings.steps, value.item())
+        if resume_from is not None and (step + 1) % SAVE_EVERY == 0:
+            _keep(resume_from, parts, step + 1)
     return model.eval()
+
+
+def _keep(path: Path, parts: Mapping[str, Any], step: int) -> None:
+    buffer = io.BytesIO()
+    torch.save({"step": step, **{name: part.state_dict() for name, part in parts.items()}}, buffer)
+    write_atomic(path, buffer.getvalue())
+
+
+def _resume(path: Path | None, parts: Mapping[str, Any], batches: Iterator[Batch]) -> int:
+    """Puts model, optimiser, schedule and batches where the file says; returns the steps done."""
+    if path is None or not path.is_file():
+        return 0
+    kept = torch.load(path, weights_only=True)
+    for name, part in parts.items():
+        part.load_state_dict(kept[name])
+    for _ in range(kept["step"]):
+        next(batches)
+    return int(kept["step"])
 
 
 def rate(step: int, steps: int) -> float:

@@ -25,26 +25,34 @@ HEADING = re.compile(r"^ = [^=].* = $", re.MULTILINE)
 
 
 def wikitext2(
-    model_dir: str | Path | None = None, steps: int = 1500, context: int = 512, seed: int = 0
+    model_dir: str | Path | None = None,
+    steps: int = 1500,
+    context: int | None = None,
+    seed: int = 0,
 ) -> Task:
     """Returns the task of a pretrained model on WikiText-2, or of a small one trained on it.
 
     Args:
         model_dir: A causal language model; without one, a small Llama is trained here.
         steps: Of that training.
-        context: Tokens in a window of a given model.
+        context: Tokens in a window of a given model; what it reads by default, at most 2048.
         seed: Of that training.
     """
     check_positive(steps=steps)
-    texts = wikitext2_texts(cache.data_directory("wikitext2", f"The task {NAME}"))
+    folder = cache.data_directory("wikitext2", f"The task {NAME}")
     if model_dir is not None:
         return PretrainedCausalTask(
-            name=NAME, about=ABOUT, model_dir=model_dir, texts=texts, context=context
+            name=NAME,
+            about=ABOUT,
+            model_dir=model_dir,
+            texts=protocol_texts(folder),
+            context=context,
+            most_windows=None,
         )
     return TrainedCausalTask(
         name=NAME,
         about=ABOUT,
-        texts=texts,
+        texts=wikitext2_texts(folder),
         size=LanguageSettings(),
         schedule=Fit(steps=steps, batch_size=8, learning_rate=3e-3, seed=seed),
     )
@@ -58,6 +66,26 @@ def wikitext2_texts(folder: Path) -> SplitTexts:
         validation=tuple(articles[::5]),
         test=tuple(split_articles((folder / "test.txt").read_text(encoding="utf-8"))),
     )
+
+
+def protocol_texts(folder: Path) -> SplitTexts:
+    """Returns the same parts as the rows that the published protocol joins; test is the file."""
+    texts = wikitext2_texts(folder)
+    return SplitTexts(
+        training=rows("".join(texts.training)),
+        validation=rows("".join(texts.validation)),
+        test=rows((folder / "test.txt").read_text(encoding="utf-8")),
+    )
+
+
+def rows(text: str) -> tuple[str, ...]:
+    r"""Returns the lines with their ends, those without words empty, as the data set has them.
+
+    Example:
+        >>> rows(" \n = One = \n a \n")
+        ('', ' = One = \n', ' a \n')
+    """
+    return tuple(line if line.strip() else "" for line in re.findall(r".*\n|.+$", text))
 
 
 def split_articles(text: str) -> list[str]:

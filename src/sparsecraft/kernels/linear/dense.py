@@ -1,0 +1,115 @@
+"""A dense weight, row by row: the honest rival of every sparse format.
+
+Few rows are multiplied by a native loop that reads the weight once, at the speed of the memory;
+many rows by PyTorch's own matrix product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from sparsecraft.kernels.linear import native
+from sparsecraft.kernels.linear.format import (
+    WeightFormat,
+    checked_tensors,
+    checked_weight,
+    plain_product,
+    run,
+)
+from sparsecraft.kernels.linear.quantise import dtype_name, stored, torch_dtype
+
+# From here on PyTorch's blocked product is faster than reading the weight once for four rows.
+FEW_ROWS = {"float32": 4, "bfloat16": 4, "int8": 16}
+
+
+@dataclass(frozen=True, eq=False)
+class Dense(WeightFormat):
+    """A weight stored whole: float32, bfloat16, or int8 with a scale for each output.
+
+    Args:
+        weight: (outputs, inputs).
+        scales: (outputs,) float32 with int8, else None.
+
+    Example:
+        >>> Dense.pack(torch.eye(2), "int8").multiply(torch.tensor([[3.0, 4.0]]))
+        tensor([[3., 4.]])
+    """
+
+    name: ClassVar[str] = "dense"
+    dtypes: ClassVar[tuple[str, ...]] = ("float32", "bfloat16", "int8")
+
+    weight: Tensor
+    scales: Tensor | None = None
+
+    @classmethod
+    def pack(cls, weight: Tensor, dtype: str = "float32") -> Self:
+        """Returns the weight stored whole; see `WeightFormat.pack`."""
+        entries, scales = stored(checked_weight(cls, weight, dtype), dtype)
+        return cls(entries.contiguous(), scales)
+
+    @property
+    def shape(self) -> tuple[int, int]:  # type: ignore[override]
+        """(outputs, inputs)."""
+        return self.weight.shape[0], self.weight.shape[1]
+
+    @property
+    def dtype(self) -> str:  # type: ignore[override]
+        """The type of the stored numbers."""
+        return dtype_name(self.weight.dtype)
+
+    def unpack(self) -> Tensor:
+        """Returns the stored weight, dequantised."""
+        return unpacked(self.weight, self.scales)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Returns `weight`, and `scales` with int8."""
+        scales = {} if self.scales is None else {"scales": self.scales}
+        return {"weight": self.weight, **scales}
+
+    @classmethod
+    def from_tensors(
+        cls, shape: tuple[int, int], dtype: str, tensors: Mapping[str, Tensor]
+    ) -> Self:
+        """Returns the weight whose `tensors()` these are."""
+        expected: dict = {"weight": (torch_dtype(dtype), shape)}
+        if dtype == "int8":
+            expected["scales"] = (torch.float32, (shape[0],))
+        return cls(*checked_tensors(cls, tensors, expected))
+
+    def _product(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        return run(dense, dense_product, x, self.weight, self.scales, bias)
+
+
+def unpacked(weight: Tensor, scales: Tensor | None) -> Tensor:
+    """Returns a dense weight, dequantised where it has scales."""
+    return weight if scales is None else weight.float() * scales[:, None]
+
+
+def dense_product(
+    x: Tensor, weight: Tensor, scales: Tensor | None, bias: Tensor | None
+) -> Tensor:
+    """Returns x times the transposed weight plus bias, by the fastest code that applies."""
+    few = x.shape[0] <= FEW_ROWS[dtype_name(weight.dtype)]
+    if few and native.applies(x, weight, kernel="dense"):
+        return native.dense(x, weight, scales, bias)
+    if weight.dtype == x.dtype:
+        return torch.nn.functional.linear(x, weight, None if bias is None else bias.to(x.dtype))
+    return plain_product(x, unpacked(weight, scales), bias)
+
+
+@torch.library.custom_op("sparsecraft::dense", mutates_args=())
+def dense(
+    x: Tensor, weight: Tensor, scales: Tensor | None, bias: Tensor | None
+) -> Tensor:
+    """The product as an operator that compilers can see."""
+    return dense_product(x, weight, scales, bias)
+
+
+@dense.register_fake
+def _(x: Tensor, weight: Tensor, scales: Tensor | None, bias: Tensor | None) -> Tensor:
+    return x.new_empty(x.shape[0], weight.shape[0])
