@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 # Loaded when first asked for, so that `import sparsecraft` costs next to nothing.
 _PUBLIC = {
     "prune": "sparsecraft.model.pruning",
+    "pack": "sparsecraft.model.runtime",
     "Sparsifier": "sparsecraft.model.sparsifier",
     "SparsifierCallback": "sparsecraft.model.trainer_callback",
     "load": "sparsecraft.model.checkpoints",
@@ -30,6 +31,7 @@ __all__ = [
     "compare",
     "load",
     "methods",
+    "pack",
     "prune",
     "reproduce",
 ]

@@ -58,6 +58,13 @@ def parser() -> Parser:
         help=f"calibration tokens in a row (default: what the model reads, at most "
         f"{LONGEST_WINDOW})",
     )
+    made.add_argument(
+        "--statistics",
+        type=Path,
+        metavar="DIR",
+        help="keep the statistics of the layers' inputs there; where they are already, use them, "
+        "and try other settings without a new pass of the data",
+    )
     made.add_argument("--seed", type=int, default=0, help="of everything random")
     made.add_argument(
         "--dtype", choices=DTYPES, default="auto", help="of the weights; auto: as they are saved"
@@ -183,6 +190,7 @@ def _prune(
             calibration=batches,
             seed=arguments.seed,
             progress=tell,
+            statistics=arguments.statistics,
         )
 
 

@@ -49,11 +49,15 @@ def densities(targets: Targets, method: WeightMethod) -> dict[str, float]:
 
 
 def achieved(report: PruneReport) -> Table:
-    """Returns one line for each group of like layers, asked and achieved side by side."""
+    """Returns one line for each group of like layers, asked and achieved side by side.
+
+    What the method reports of layers is averaged over those of the group that it reports of.
+    """
     groups: dict[str, list[LayerReport]] = defaultdict(list)
     for row in report.rows:
         groups[re.sub(r"\d+", "*", row.name)].append(row)
-    table = Table("layers", "matrices", "weights", "asked sparsity", "achieved sparsity")
+    facts = list(dict.fromkeys(fact for row in report.rows for fact in row.facts))
+    table = Table("layers", "matrices", "weights", "asked sparsity", "achieved sparsity", *facts)
     for name, rows in groups.items():
         asked = [1 - row.asked for row in rows if row.asked is not None]
         table.add_row(
@@ -62,6 +66,7 @@ def achieved(report: PruneReport) -> Table:
             str(sum(row.numel for row in rows)),
             _range(asked) if asked else "shared by all",
             _range([1 - row.achieved for row in rows]),
+            *(_average([row.facts[fact] for row in rows if fact in row.facts]) for fact in facts),
         )
     return table
 
@@ -76,6 +81,10 @@ def skipped(targets: Targets) -> Table:
     for reason, sizes in reasons.items():
         table.add_row(reason, str(len(sizes)), str(sum(sizes)))
     return table
+
+
+def _average(values: list[float]) -> str:
+    return f"{sum(values) / len(values):.4g}" if values else "none"
 
 
 def _range(values: list[float]) -> str:

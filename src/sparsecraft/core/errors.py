@@ -52,6 +52,10 @@ class BudgetError(SparsityError):
     """The asked budget cannot be met; the message names the layers that stand in the way."""
 
 
+class OutOfMemory(SparsityError):
+    """A run would not fit, or did not fit, into memory; the message says which setting would."""
+
+
 class CheckpointError(SparsityError):
     """A file or directory cannot be read or written as asked; nothing was changed."""
 

@@ -76,7 +76,7 @@ class ActivationGate:
             InvalidValue: If `keep` exceeds the number of features.
         """
         chosen = self._chosen(self.scores(x))
-        spared = self._spared(x)
+        spared = self.spared(x)
         if spared:
             chosen[..., :spared, :] = True
         return chosen
@@ -98,7 +98,8 @@ class ActivationGate:
         rows = scores.reshape(-1, features)
         return keep_largest_per_row(rows, self.keep).view(scores.shape)
 
-    def _spared(self, x: Tensor) -> int:
+    def spared(self, x: Tensor) -> int:
+        """Returns how many tokens pass whole at the beginning of each sequence of x."""
         tokens = x.shape[-2] if x.dim() >= 3 else 1
         return 0 if tokens == 1 else tokens - int(self.prefill * tokens)
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from sparsecraft.core.catalog import MethodInfo
 
 DEFAULT_SPARSITY = 0.5
+Role = Literal["attention", "feed-forward", "expert"]
 Batch = Mapping[str, Any]
 
 
@@ -38,15 +39,19 @@ class Pruned:
     Args:
         weight: (outputs, inputs), zero wherever the mask is False.
         mask: bool (outputs, inputs), True where kept.
+        facts: Anything worth a number in the report of this layer, by what it is.
     """
 
     weight: Tensor
     mask: Tensor
+    facts: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
-    def keeping(cls, weight: Tensor, mask: Tensor) -> Pruned:
+    def keeping(
+        cls, weight: Tensor, mask: Tensor, facts: Mapping[str, float] | None = None
+    ) -> Pruned:
         """Returns the weight with everything outside the mask set to positive zero."""
-        return cls(weight.masked_fill(~mask, 0), mask)
+        return cls(weight.masked_fill(~mask, 0), mask, facts or {})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,12 +108,14 @@ class Layer:
         density: Fraction of this layer to keep; the allocation's share.
         seed: The run's seed.
         statistics: The statistics the method declared, of this layer's input.
+        role: What it is in its block, where the method asks; None outside the blocks.
     """
 
     name: str
     density: float
     seed: int = 0
     statistics: Mapping[type[Statistic], Tensor] = field(default_factory=dict)
+    role: Role | None = None
 
     def __getitem__(self, statistic: type[Statistic]) -> Tensor:
         """Returns the value of a declared statistic.
@@ -146,6 +153,18 @@ class Layerwise(WeightMethod):
                 f"allocation {type(self.allocation).__name__} contradicts the pattern "
                 f"{self.pattern}, which fixes every layer's density. Use the uniform allocation."
             )
+
+    @property
+    def needs_roles(self) -> bool:
+        """Whether the method asks for the role of a layer; it is found by tracing the model."""
+        return False
+
+    def check_layers(self, roles: Mapping[str, Role | None]) -> None:
+        """Raises NoMatch if a setting names layers and these have none of them.
+
+        Args:
+            roles: Every target's name, and its role where the method asks for roles.
+        """
 
     @abstractmethod
     def prune(self, weight: Tensor, layer: Layer) -> Pruned:
@@ -521,7 +540,8 @@ class Gate(Method):
         """Changes the model before its places are found, such as by a rotation.
 
         Returns:
-            What undoes it, with `undo()` and the names of `orthogonal` matrices; None for nothing.
+            What takes it back, with `undo()` and a `report` that has `notes` and `to_json()`; None
+            if nothing was changed.
         """
         return None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -140,9 +140,14 @@ class Mask(Mapping[str, Tensor]):
 
     def packed(self) -> tuple[dict[str, Tensor], dict[str, str]]:
         """Returns (name to uint8 bits, metadata), one bit an entry, for a safetensors file."""
-        shapes = {name: list(keep.shape) for name, keep in self.tensors.items()}
         bits = {name: pack_bits(keep) for name, keep in self.tensors.items()}
-        return bits, {"format": "pt", "sparsecraft_mask": "1", "shapes": json.dumps(shapes)}
+        return bits, self.metadata_of({name: keep.shape for name, keep in self.tensors.items()})
+
+    @staticmethod
+    def metadata_of(shapes: Mapping[str, Sequence[int]]) -> dict[str, str]:
+        """Returns the metadata of a mask file with masks of these shapes."""
+        listed = {name: list(shape) for name, shape in shapes.items()}
+        return {"format": "pt", "sparsecraft_mask": "1", "shapes": json.dumps(listed)}
 
     @classmethod
     def unpacked(cls, bits: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Mask:

@@ -112,19 +112,47 @@ class InputVariance(Statistic):
 class Hessian(Statistic):
     """H = (2/n) sum over sequences and tokens of x x^T, n the number of sequences.
 
+    Tokens are gathered until a product of them is worth its pass over H, of which only the upper
+    part is computed.
+
     Reference:
         Frantar, Alistarh, 2023, arXiv 2301.00774, section 3.
     """
 
+    TOKENS_AT_ONCE = 1024
+    PANELS = 8
+
     def __init__(self, features: int, device: torch.device | str = "cpu") -> None:
         super().__init__(features, device)
         self.total = torch.zeros(features, features, dtype=torch.float32, device=self.device)
+        self._waiting: list[Tensor] = []
 
     def add(self, tokens: Tensor) -> None:
         """Adds the outer products of one sequence."""
-        self.total.addmm_(tokens.T, tokens)
+        # A copy: the caller may write over its activations before the product is taken.
+        self._waiting.append(tokens.clone())
+        if sum(map(len, self._waiting)) >= self.TOKENS_AT_ONCE:
+            self._multiply()
 
     @property
     def value(self) -> Tensor:
         """(features, features) float32."""
+        self._multiply()
+        for rows in self._panels():
+            self.total[rows.stop :, rows] = self.total[rows, rows.stop :].T
         return self.total * (2.0 / max(1, self.sequences))
+
+    def _multiply(self) -> None:
+        """Adds the products of the waiting tokens to the upper part, in panels of rows."""
+        if not self._waiting:
+            return
+        tokens = torch.cat(self._waiting)
+        self._waiting.clear()
+        by_feature = tokens.T.contiguous()
+        for rows in self._panels():
+            self.total[rows, rows.start :].addmm_(by_feature[rows], tokens[:, rows.start :])
+
+    def _panels(self) -> list[slice]:
+        height = -(-self.features // self.PANELS)
+        starts = range(0, self.features, height)
+        return [slice(start, min(start + height, self.features)) for start in starts]

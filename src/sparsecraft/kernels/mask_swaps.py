@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from sparsecraft.kernels import backends
@@ -67,6 +66,7 @@ def swap_in_rows(
         stop: When a row is done.
 
     Example:
+        >>> import torch
         >>> ones = torch.ones(3)
         >>> weight, keep = torch.tensor([[2.0, -1.0, 3.0]]), torch.tensor([[False, True, True]])
         >>> stop = Stop(cycles=1, threshold=0.1, same_sign=False)

@@ -8,9 +8,15 @@ from typing import Any
 from torch import nn
 
 from sparsecraft.core.errors import CheckpointError
+from sparsecraft.model.rotated_block import RotatedBlock
 from sparsecraft.model.side_branch import SideBranchLinear
+from sparsecraft.model.topk_activation import TopKActivation
 
-KINDS: Mapping[str, type[SideBranchLinear]] = {"side branch": SideBranchLinear}
+KINDS: Mapping[str, type[Any]] = {
+    "rotated block": RotatedBlock,
+    "side branch": SideBranchLinear,
+    "top-k activation": TopKActivation,
+}
 """Only these are made when a file names them."""
 
 

@@ -22,6 +22,7 @@ from sparsecraft.core.errors import CheckpointError, MissingDependency
 from sparsecraft.core.mask import Mask
 from sparsecraft.model.augmentation import augment, augmentations
 from sparsecraft.model.files import atomic_directory, refuse_existing
+from sparsecraft.model.gate_files import GATES, describe_gates, read_gates, write_gates
 from sparsecraft.model.packed import safetensors_bytes
 
 CONFIG = "sparsecraft_config.json"
@@ -68,15 +69,14 @@ def load_pretrained(
                 "that says how it is built: load it with "
                 f"sparsecraft.lab.finished.load_finished({str(path)!r})"
             )
-        _check_directory(path, allow_pickle=allow_pickle)
+        check_directory(path, allow_pickle=allow_pickle)
         if settings.get("form") in ("compact", "augmented"):
             return _load_changed(path, settings, dtype)
     elif path.exists():
         raise CheckpointError(f"{path} is a file; give the directory that holds config.json")
     elif str(source).startswith((".", "/", "~")) or str(source).count("/") > 1:
         raise CheckpointError(f"there is no directory {path}")
-    transformers = _transformers()
-    loader = _loader(transformers, source, kind)
+    loader = model_class(source, kind)
     extra = {} if allow_pickle else {"use_safetensors": True}
     try:
         with quiet():
@@ -156,22 +156,27 @@ def save(
         The directory.
 
     Raises:
-        CheckpointError: If it exists, or cannot be written.
+        CheckpointError: If it exists, cannot be written, or has modules that its form cannot say.
         InvalidValue: If a pruned weight is not zero.
     """
     target = Path(directory)
     refuse_existing(target, overwrite=overwrite)
     if mask is not None:
         mask.verify(dict(model.named_parameters()))
+    if form != "augmented":
+        _refuse_augmented(model, form)
     described = {"version": _VERSION, "form": form, **dict(settings or {})}
     if form == "compact" and hasattr(model, "config"):
         described["modules"] = _changed_attributes(model)
     if form == "augmented":
         described["augmentations"] = augmentations(model)
+        described["gates"] = describe_gates(model)
     with atomic_directory(target, overwrite=overwrite) as folder:
         _write_weights(model, folder, form)
         if mask is not None:
             (folder / MASKS).write_bytes(mask_bytes(mask))
+        if form == "augmented":
+            write_gates(model, folder)
         (folder / CONFIG).write_text(json.dumps(described, indent=2, default=str) + "\n")
         if extras is not None:
             extras(folder)
@@ -199,6 +204,22 @@ def read_settings(directory: Path) -> dict[str, Any]:
     return settings
 
 
+def _refuse_augmented(model: nn.Module, form: Form) -> None:
+    """Raises CheckpointError where a model's config would make it without some of its modules."""
+    beyond = augmentations(model) if hasattr(model, "config") else {}
+    if beyond:
+        name, described = next(iter(beyond.items()))
+        raise CheckpointError(
+            f"{name} is a {described['kind']}, which the form {form!r} would lose: save the model "
+            'with form="augmented", which sparsecraft.load reads'
+        )
+    if form in ("plain", "compact") and describe_gates(model):
+        raise CheckpointError(
+            f"the model's gates would be lost in the form {form!r}: save it with "
+            'form="augmented", which sparsecraft.load reads, or take them out with undo()'
+        )
+
+
 def check_safetensors(path: Path) -> None:
     """Raises CheckpointError if a safetensors file is cut off or its header is damaged."""
     size = path.stat().st_size
@@ -220,13 +241,19 @@ def check_safetensors(path: Path) -> None:
         )
 
 
-def _check_directory(path: Path, *, allow_pickle: bool) -> None:
+def check_directory(path: Path, *, allow_pickle: bool = False) -> None:
+    """Raises CheckpointError unless the folder holds a config and whole weights.
+
+    Args:
+        path: A model directory.
+        allow_pickle: Whether weights that exist only as a pickle will do.
+    """
     if not (path / "config.json").is_file():
         raise CheckpointError(
             f"{path} has no config.json, so it is not a Hugging Face model directory"
         )
     shards = sorted(path.glob("*.safetensors"))
-    shards = [shard for shard in shards if shard.name != MASKS]
+    shards = [shard for shard in shards if shard.name not in (MASKS, GATES)]
     index = path / "model.safetensors.index.json"
     if index.is_file():
         named = set(json.loads(index.read_text())["weight_map"].values())
@@ -248,7 +275,17 @@ def _check_directory(path: Path, *, allow_pickle: bool) -> None:
         )
 
 
-def _loader(transformers: Any, source: str | Path, kind: str) -> Any:
+def model_class(source: str | Path, kind: str = "auto") -> Any:
+    """Returns the class of transformers that a model is loaded as.
+
+    Args:
+        source: A model directory or hub id.
+        kind: As in `load_pretrained`; "auto" takes the class that the config names.
+
+    Raises:
+        CheckpointError: If the kind is not known or the config cannot be read.
+    """
+    transformers = _transformers()
     heads = {
         "embedding": "AutoModel",
         "causal-lm": "AutoModelForCausalLM",
@@ -294,7 +331,7 @@ def _write_own_keys(model: Any, folder: Path) -> None:
 
 def _changed_attributes(model: nn.Module) -> dict[str, dict[str, int]]:
     """Returns the integer attributes of modules that its config alone would give otherwise."""
-    fresh = dict(_from_config(model.config, type(model)).named_modules())
+    fresh = dict(build_model(model.config, type(model)).named_modules())
     changed: dict[str, dict[str, int]] = {}
     for name, module in model.named_modules():
         theirs = vars(fresh[name]) if name in fresh else {}
@@ -312,7 +349,7 @@ def _load_changed(path: Path, settings: Mapping[str, Any], dtype: torch.dtype) -
     transformers = _transformers()
     config = transformers.AutoConfig.from_pretrained(str(path))
     cls = getattr(transformers, (config.architectures or ["AutoModel"])[0])
-    model = _from_config(config, cls)
+    model = build_model(config, cls)
     modules = dict(model.named_modules())
     for name, attributes in settings.get("modules", {}).items():
         for key, value in attributes.items():
@@ -337,7 +374,10 @@ def _load_changed(path: Path, settings: Mapping[str, Any], dtype: torch.dtype) -
             f"{path}: weights and model differ; missing {sorted(set(missing) - tied)[:3]}, "
             f"surplus {surplus[:3]}"
         )
-    return model.to(dtype).eval()
+    model.to(dtype).eval()
+    if settings.get("gates"):
+        read_gates(model, path, settings["gates"])
+    return model
 
 
 def _tied_names(model: nn.Module) -> set[str]:
@@ -350,7 +390,13 @@ def _tied_names(model: nn.Module) -> set[str]:
     return tied
 
 
-def _from_config(config: Any, cls: Any) -> nn.Module:
+def build_model(config: Any, cls: Any) -> nn.Module:
+    """Returns the model of a config with fresh weights.
+
+    Args:
+        config: Of transformers.
+        cls: The model's class, or an Auto class.
+    """
     return cls(config) if isinstance(cls, type) else cls.from_config(config)
 
 

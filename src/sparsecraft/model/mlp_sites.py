@@ -123,9 +123,7 @@ def _in_blocks(model: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[M
             yield site
 
 
-def _of_block(
-    prefix: str, block: nn.Module, modules: Mapping[str, nn.Module]
-) -> Iterator[MLPSite]:
+def _of_block(prefix: str, block: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[MLPSite]:
     linear = {
         f"{prefix}.{name}": _sizes(module)
         for name, module in block.named_modules()

@@ -7,8 +7,9 @@ statistics, writes the weights back and says what it did to every parameter.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,89 +17,23 @@ from torch import Tensor, nn
 
 from sparsecraft.core import catalog
 from sparsecraft.core.errors import InvalidValue, NonFinite
-from sparsecraft.core.kinds import Layer, Layerwise, Method, ModelWide, Pruned, WeightMethod
-from sparsecraft.core.mask import Mask
-from sparsecraft.core.patterns import Unstructured
+from sparsecraft.core.kinds import Layer, Layerwise, Method, ModelWide, Pruned, Role
 from sparsecraft.model.calibration import Stage, stages
 from sparsecraft.model.context import CopyContext, LossFunction
-from sparsecraft.model.targets import Select, Targets, find_targets
+from sparsecraft.model.prune_report import (
+    LayerReport,
+    PruneReport,
+    PruneSummary,
+    budget_notes,
+    layer_report,
+)
+from sparsecraft.model.roles import find_roles
+from sparsecraft.model.saved_statistics import StatisticsFolder
+from sparsecraft.model.targets import Select, Target, Targets, find_targets
 
+__all__ = ["LayerReport", "PruneReport", "PruneSummary", "check", "prune"]
 Batch = Mapping[str, Any]
 Progress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class LayerReport:
-    """What was asked of a layer and what it got."""
-
-    name: str
-    shape: tuple[int, ...]
-    numel: int
-    asked: float | None
-    achieved: float
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns it as plain values; densities are fractions kept."""
-        return {
-            "name": self.name,
-            "shape": list(self.shape),
-            "numel": self.numel,
-            "asked": self.asked,
-            "achieved": self.achieved,
-        }
-
-
-@dataclass(frozen=True)
-class PruneReport:
-    """The outcome of a pruning.
-
-    Args:
-        method: The method as it was used.
-        mask: What was kept, by parameter name.
-        rows: One line for each target, with asked and achieved density.
-        targets: The targets and the table of all parameters.
-        seconds: Wall time.
-        notes: Everything that did not go as asked, in plain words; empty if all did.
-    """
-
-    method: WeightMethod
-    mask: Mask
-    rows: tuple[LayerReport, ...]
-    targets: Targets
-    seconds: float
-    seed: int
-    calibration_tokens: int = 0
-    notes: tuple[str, ...] = field(default=())
-
-    @property
-    def asked(self) -> float:
-        """Sparsity asked of the targets together."""
-        return 1.0 - self.method.density
-
-    @property
-    def sparsity(self) -> float:
-        """Sparsity achieved over the targeted weights."""
-        kept = sum(row.achieved * row.numel for row in self.rows)
-        return 1.0 - kept / sum(row.numel for row in self.rows)
-
-    @property
-    def skipped(self) -> list[dict[str, object]]:
-        """The parameters that were not targeted, with the reason."""
-        return [row for row in self.targets.table() if not row["targeted"]]
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns it as plain values, without the mask."""
-        return {
-            "method": catalog.describe(self.method),
-            "seed": self.seed,
-            "asked": self.asked,
-            "sparsity": self.sparsity,
-            "layers": [row.to_json() for row in self.rows],
-            "parameters": self.targets.table(),
-            "calibration_tokens": self.calibration_tokens,
-            "seconds": self.seconds,
-            "notes": list(self.notes),
-        }
 
 
 def prune(
@@ -111,6 +46,7 @@ def prune(
     seed: int = 0,
     loss_function: LossFunction | None = None,
     progress: Progress | None = None,
+    statistics: str | Path | None = None,
     **options: Any,
 ) -> PruneReport:
     """Prunes a model in place and returns what was done.
@@ -126,6 +62,9 @@ def prune(
         loss_function: (output, batch, temperature) -> scalar, for gradient methods on models whose
             loss is not the cross-entropy of their logits.
         progress: Called with (stage, done, total).
+        statistics: A folder where the statistics of the layers' inputs are kept; if it has them
+            already, of this model and calibration, they are used and no data pass the model. They
+            are those of the pruning that gathered them, in which earlier blocks were pruned too.
         options: Settings of the method, for example sparsity=0.6, pattern="2:4".
 
     Returns:
@@ -144,23 +83,30 @@ def prune(
     begin = time.perf_counter()
     with torch.no_grad():
         if isinstance(chosen, Layerwise):
-            pruned, asked, notes = _prune_layers(model, chosen, found, batches, seed, progress)
+            asked = chosen.allocation(found.shapes, chosen.density)
+            walk, said = _walk(model, chosen, found, batches, progress, statistics)
+            roles = layer_roles(model, chosen, found, batches)
+            done = _prune_layers(model, chosen, walk, asked, seed, roles)
+            done.notes[:0] = said
         else:
-            pruned, notes = _prune_model(model, chosen, found, batches, seed, loss_function)
+            refuse_statistics(chosen, statistics)
+            done = _prune_model(model, chosen, found, batches, seed, loss_function)
             asked = {}
-    masks = pruned
     report = PruneReport(
         method=chosen,
-        mask=found.mask(model, masks),
-        rows=tuple(_row(t.name, t.shape, masks[t.name], asked.get(t.name)) for t in found),
+        mask=found.mask(model, done.masks),
+        rows=tuple(
+            layer_report(t, done.masks[t.name], asked.get(t.name), done.facts.get(t.name))
+            for t in found
+        ),
         targets=found,
         seconds=time.perf_counter() - begin,
         seed=seed,
         calibration_tokens=count_tokens(batches),
-        notes=tuple(notes),
+        notes=tuple(done.notes),
     )
     report.mask.verify(dict(model.named_parameters()))
-    return _with_budget_note(report)
+    return replace(report, notes=(*report.notes, *budget_notes(report)))
 
 
 def check(
@@ -172,6 +118,20 @@ def check(
         SparsityError: For unknown names, targets that match nothing, a pattern that does not fit
             a layer, or weights that are not finite.
     """
+    chosen, found = check_shapes(model, method, targets=targets, **options)
+    check_finite(dict(model.named_parameters()), found)
+    return chosen, found
+
+
+def check_shapes(
+    model: nn.Module, method: str | Method, *, targets: Select = None, **options: Any
+) -> tuple[Layerwise | ModelWide, Targets]:
+    """Returns the method and its targets, or raises; weights without memory will do.
+
+    Raises:
+        SparsityError: For unknown names, targets that match nothing, or a pattern that does not
+            fit a layer.
+    """
     chosen = catalog.build(method, **options)
     if not isinstance(chosen, Layerwise | ModelWide):
         raise InvalidValue(
@@ -179,13 +139,16 @@ def check(
             "ModelWide ones. `sparsecraft methods` says which verb uses it."
         )
     found = find_targets(model, targets)
-    parameters = dict(model.named_parameters())
     for target in found:
         chosen.pattern.check(target.shape, target.name)
-    for name in dict.fromkeys(target.parameter for target in found):
+    return chosen, found
+
+
+def check_finite(parameters: Mapping[str, Tensor], targets: Iterable[Target]) -> None:
+    """Raises NonFinite, naming the parameter, if a targeted weight is NaN or infinite."""
+    for name in dict.fromkeys(target.parameter for target in targets):
         if not torch.isfinite(parameters[name]).all():
             raise NonFinite(f"{name} has NaN or infinite weights; the model was not touched")
-    return chosen, found
 
 
 def count_tokens(batches: Sequence[Batch]) -> int:
@@ -201,47 +164,125 @@ def count_tokens(batches: Sequence[Batch]) -> int:
     return total
 
 
-def _prune_layers(
+@dataclass
+class Outcome:
+    """What became of targets.
+
+    Args:
+        masks: Target name to bool (outputs, inputs), True where kept.
+        notes: What did not go as asked.
+        facts: Target name to what the method reports of it.
+    """
+
+    masks: dict[str, Tensor] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    facts: dict[str, Mapping[str, float]] = field(default_factory=dict)
+
+    def add(self, other: Outcome) -> None:
+        """Takes up what became of other targets."""
+        self.masks |= other.masks
+        self.notes += other.notes
+        self.facts |= other.facts
+
+
+def _walk(
     model: nn.Module,
     method: Layerwise,
     targets: Targets,
     batches: list[Batch],
-    seed: int,
     progress: Progress | None,
-) -> tuple[dict[str, Tensor], dict[str, float], list[str]]:
-    densities = method.allocation(targets.shapes, method.density)
-    parameters = dict(model.named_parameters())
-    kept: dict[str, Tensor] = {}
-    notes: list[str] = []
-    for stage in stages(model, targets, method.statistics, batches, progress):
-        for target in stage.targets:
-            parameter = parameters[target.parameter]
-            if target.name in stage.unseen:
-                kept[target.name] = torch.ones(target.matrix_shape, dtype=torch.bool)
-                notes.append(f"{target.name}: left dense, no calibration token reached it")
-                continue
-            outcome = _prune_one(
-                method, target.matrix(parameter), stage, target.name, densities, seed
-            )
-            target.write(parameter, outcome.weight)
-            kept[target.name] = outcome.mask.cpu()
-    return kept, densities, notes
+    statistics: str | Path | None,
+) -> tuple[Iterator[Stage], list[str]]:
+    """Returns the stages to prune, and what is to be said of where their statistics are from."""
+    walk = stages(model, targets, method.statistics, batches, progress)
+    if statistics is None:
+        return walk, []
+    refuse_statistics(method, statistics)
+    folder = StatisticsFolder.of(statistics, model, batches)
+    if folder.complete:
+        folder.check(targets, method.statistics)
+        return folder.read(targets, method.statistics), folder.notes(method)
+    return folder.keeping(walk, method), []
 
 
-def _prune_one(
+def refuse_statistics(method: Layerwise | ModelWide, folder: str | Path | None) -> None:
+    """Raises InvalidValue if a folder for statistics is given to a method that has none."""
+    if folder is not None and not getattr(method, "statistics", ()):
+        raise InvalidValue(
+            f"{method.info.name} gathers no statistics of inputs, so that a folder for them has no "
+            "effect; leave it out"
+        )
+
+
+def layer_roles(
+    model: nn.Module, method: Layerwise, targets: Targets, batches: Sequence[Batch]
+) -> Mapping[str, Role | None]:
+    """Returns the role of every target, where the method asks for roles; None otherwise.
+
+    Raises:
+        NoMatch: If roles cannot be told, or the method names layers that are not there.
+    """
+    roles: Mapping[str, Role | None] = dict.fromkeys(targets.shapes)
+    if method.needs_roles:
+        roles = find_roles(model, targets, next(iter(batches), None))
+    method.check_layers(roles)
+    return roles
+
+
+def _prune_layers(
+    model: nn.Module,
     method: Layerwise,
-    weight: Tensor,
-    stage: Stage,
-    name: str,
+    walk: Iterable[Stage],
     densities: Mapping[str, float],
     seed: int,
-) -> Pruned:
-    layer = Layer(name, densities[name], seed, stage.values.get(name, {}))
+    roles: Mapping[str, Role | None],
+) -> Outcome:
+    parameters = dict(model.named_parameters())
+    outcome = Outcome()
+    for stage in walk:
+        outcome.add(prune_stage(method, stage, parameters, densities, seed, roles))
+    return outcome
+
+
+def prune_stage(
+    method: Layerwise,
+    stage: Stage,
+    parameters: Mapping[str, Tensor],
+    densities: Mapping[str, float],
+    seed: int,
+    roles: Mapping[str, Role | None],
+) -> Outcome:
+    """Prunes the targets of a stage in place and returns what became of them.
+
+    Args:
+        method: The method.
+        stage: The targets, with the statistics of their inputs.
+        parameters: Name to parameter, for those of the targets at least.
+        densities: Target name to the fraction to keep.
+        seed: The run's seed.
+        roles: Of `layer_roles`.
+    """
+    done = Outcome()
+    for target in stage.targets:
+        name, parameter = target.name, parameters[target.parameter]
+        if name in stage.unseen:
+            done.masks[name] = torch.ones(target.matrix_shape, dtype=torch.bool)
+            done.notes.append(f"{name}: left dense, no calibration token reached it")
+            continue
+        layer = Layer(name, densities[name], seed, stage.values.get(name, {}), roles[name])
+        outcome = _prune_one(method, target.matrix(parameter), layer)
+        target.write(parameter, outcome.weight)
+        done.masks[name] = outcome.mask.cpu()
+        done.facts[name] = outcome.facts
+    return done
+
+
+def _prune_one(method: Layerwise, weight: Tensor, layer: Layer) -> Pruned:
     outcome = method.prune(weight.float(), layer)
     if outcome.mask.shape != weight.shape or outcome.weight.shape != weight.shape:
         raise InvalidValue(
             f"{method.info.name} returned shapes {tuple(outcome.weight.shape)} and "
-            f"{tuple(outcome.mask.shape)} for {name}, which has {tuple(weight.shape)}"
+            f"{tuple(outcome.mask.shape)} for {layer.name}, which has {tuple(weight.shape)}"
         )
     return outcome
 
@@ -253,7 +294,7 @@ def _prune_model(
     batches: list[Batch],
     seed: int,
     loss_function: LossFunction | None,
-) -> tuple[dict[str, Tensor], list[str]]:
+) -> Outcome:
     weights = targets.matrices(model)
     context = CopyContext(model, targets, batches, seed, loss_function)
     if method.needs_batches:
@@ -265,26 +306,8 @@ def _prune_model(
         target.write(parameters[target.parameter], outcome[target.name].weight)
     empty = [name for name, each in outcome.items() if not each.mask.any()]
     notes = [f"{name}: nothing is left of it (layer collapse)" for name in empty]
-    return {name: each.mask.cpu() for name, each in outcome.items()}, notes
-
-
-def _row(name: str, shape: tuple[int, ...], keep: Tensor, asked: float | None) -> LayerReport:
-    return LayerReport(name, shape, keep.numel(), asked, int(keep.sum()) / keep.numel())
-
-
-def _with_budget_note(report: PruneReport) -> PruneReport:
-    """Adds a note where the sparsity missed what was asked by more than rounding."""
-    total = sum(row.numel for row in report.rows)
-    by_row = isinstance(report.method.pattern, Unstructured) and report.method.pattern.per == "row"
-    pieces = sum(row.shape[0] if by_row else 1 for row in report.rows)
-    slack = max(pieces, 1) / total + 1e-9
-    if abs(report.sparsity - report.asked) <= slack:
-        return report
-    note = (
-        f"asked sparsity {report.asked:.4f}, achieved {report.sparsity:.4f} "
-        f"over {total} targeted weights"
-    )
-    return PruneReport(**{**vars(report), "notes": (*report.notes, note)})
+    masks = {name: each.mask.cpu() for name, each in outcome.items()}
+    return Outcome(masks, notes, {name: each.facts for name, each in outcome.items()})
 
 
 def _limited(batches: list[Batch], max_tokens: int | None) -> list[Batch]:

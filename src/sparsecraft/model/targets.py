@@ -302,6 +302,8 @@ def selector(
 
 
 def _by_default(target: Target, blocks: tuple[str, ...]) -> tuple[bool, str]:
+    if target.type == "Shortcut":
+        return False, "residual shortcut of a rotation"
     if not blocks:
         return True, "weight of a linear or convolutional layer"
     if target.parameter.startswith(blocks):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -50,8 +51,7 @@ def test_by_hand(window):
     each = []
     for start in range(0, len(ids) - window + 1, window):
         part = ids[start : start + window]
-        pairs = list(zip(part[:-1], part[1:], strict=True))
-        each.append(-sum(float(chances[a, b]) for a, b in pairs) / (window - 1))
+        each.append(-sum(float(chances[a, b]) for a, b in pairwise(part)) / (window - 1))
     assert len(each) == len(ids) // window
     assert perplexity(model, ids, window) == pytest.approx(math.exp(np.mean(each)), rel=1e-6)
     found = score_windows(model, windows_of(ids, window)).losses
@@ -103,7 +103,7 @@ def test_default_window_is_the_context_but_at_most_that_of_the_papers():
     assert context_length(tiny_llama(max_position_embeddings=4096)) == 2048
     model, ids = tiny_llama(), list(range(3, 63)) * 3
     assert perplexity(model, ids) == perplexity(model, ids, 64)
-    with pytest.raises(InvalidValue, match="does not say how many tokens.*give the window"):
+    with pytest.raises(InvalidValue, match=r"does not say how many tokens.*give the window"):
         perplexity(_bigram(), [0] * 8)
 
 

@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 
 from sparsecraft.kernels.linear import native
+from sparsecraft.kernels.linear.choice import choose
 from sparsecraft.kernels.linear.format import (
     WeightFormat,
     checked_tensors,
     checked_weight,
+    differentiable,
     plain_product,
     run,
 )
@@ -53,12 +55,12 @@ class Dense(WeightFormat):
         return cls(entries.contiguous(), scales)
 
     @property
-    def shape(self) -> tuple[int, int]:  # type: ignore[override]
+    def shape(self) -> tuple[int, int]:
         """(outputs, inputs)."""
         return self.weight.shape[0], self.weight.shape[1]
 
     @property
-    def dtype(self) -> str:  # type: ignore[override]
+    def dtype(self) -> str:
         """The type of the stored numbers."""
         return dtype_name(self.weight.dtype)
 
@@ -82,7 +84,7 @@ class Dense(WeightFormat):
         return cls(*checked_tensors(cls, tensors, expected))
 
     def _product(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        return run(dense, dense_product, x, self.weight, self.scales, bias)
+        return run(dense, dense_product, x, bias, self.weight, self.scales)
 
 
 def unpacked(weight: Tensor, scales: Tensor | None) -> Tensor:
@@ -90,26 +92,25 @@ def unpacked(weight: Tensor, scales: Tensor | None) -> Tensor:
     return weight if scales is None else weight.float() * scales[:, None]
 
 
-def dense_product(
-    x: Tensor, weight: Tensor, scales: Tensor | None, bias: Tensor | None
-) -> Tensor:
+def dense_product(x: Tensor, bias: Tensor | None, weight: Tensor, scales: Tensor | None) -> Tensor:
     """Returns x times the transposed weight plus bias, by the fastest code that applies."""
-    few = x.shape[0] <= FEW_ROWS[dtype_name(weight.dtype)]
-    if few and native.applies(x, weight, kernel="dense"):
-        return native.dense(x, weight, scales, bias)
+    dtype = dtype_name(weight.dtype)
+    if x.shape[0] <= FEW_ROWS[dtype] and choose(x, "dense", dtype) == "native":
+        return native.dense(x, bias, weight, scales)
     if weight.dtype == x.dtype:
         return torch.nn.functional.linear(x, weight, None if bias is None else bias.to(x.dtype))
     return plain_product(x, unpacked(weight, scales), bias)
 
 
 @torch.library.custom_op("sparsecraft::dense", mutates_args=())
-def dense(
-    x: Tensor, weight: Tensor, scales: Tensor | None, bias: Tensor | None
-) -> Tensor:
+def dense(x: Tensor, bias: Tensor | None, weight: Tensor, scales: Tensor | None) -> Tensor:
     """The product as an operator that compilers can see."""
-    return dense_product(x, weight, scales, bias)
+    return dense_product(x, bias, weight, scales)
 
 
 @dense.register_fake
-def _(x: Tensor, weight: Tensor, scales: Tensor | None, bias: Tensor | None) -> Tensor:
+def _(x: Tensor, bias: Tensor | None, weight: Tensor, scales: Tensor | None) -> Tensor:
     return x.new_empty(x.shape[0], weight.shape[0])
+
+
+differentiable(dense, unpacked)

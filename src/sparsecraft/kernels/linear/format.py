@@ -21,14 +21,20 @@ class WeightFormat(ABC):
     Attributes:
         name: The format's name.
         dtypes: The types that the stored numbers may have.
-        shape: (outputs, inputs).
-        dtype: The type of the stored numbers: "float32", "bfloat16" or "int8".
     """
 
     name: ClassVar[str]
     dtypes: ClassVar[tuple[str, ...]]
-    shape: tuple[int, int]
-    dtype: str
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int]:
+        """(outputs, inputs)."""
+
+    @property
+    @abstractmethod
+    def dtype(self) -> str:
+        """The type of the stored numbers: "float32", "bfloat16" or "int8"."""
 
     @classmethod
     @abstractmethod
@@ -122,6 +128,35 @@ def plain_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if bias is not None:
         product = product + bias.to(wide)
     return product.to(x.dtype)
+
+
+def differentiable(
+    operator: Any,
+    weight_of: Callable[..., Tensor],
+    mask_of: Callable[..., Tensor] | None = None,
+) -> None:
+    """Gives an operator of (x, bias, *others) gradients with respect to the first two.
+
+    Args:
+        operator: The registered operator.
+        weight_of: The dense weight (outputs, inputs), from `others`.
+        mask_of: Which entries of x take part, from (x, *others); all where it is None.
+    """
+
+    def keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*(item for item in inputs if isinstance(item, Tensor)))
+        ctx.plain = [None if isinstance(item, Tensor) else (item,) for item in inputs]
+
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        saved = iter(ctx.saved_tensors)
+        x, bias, *others = (next(saved) if item is None else item[0] for item in ctx.plain)
+        grad_x = (grad.float() @ weight_of(*others).float()).to(x.dtype)
+        if mask_of is not None:
+            grad_x = grad_x * mask_of(x, *others)
+        grad_bias = None if bias is None else grad.float().sum(0).to(bias.dtype)
+        return grad_x, grad_bias, *(None for _ in others)
+
+    operator.register_autograd(backward, setup_context=keep)
 
 
 def run(operator: Any, direct: Callable[..., Tensor], x: Tensor, *others: Any) -> Tensor:

@@ -62,9 +62,7 @@ class Gate:
         return gate_mask(x, self.threshold, self.keep, self.norms)
 
 
-def gate_mask(
-    x: Tensor, threshold: float | None, keep: int | None, norms: Tensor | None
-) -> Tensor:
+def gate_mask(x: Tensor, threshold: float | None, keep: int | None, norms: Tensor | None) -> Tensor:
     """Returns what `Gate.mask` does, from the gate's parts."""
     scores = x.detach().float().abs()
     if norms is not None:

@@ -17,7 +17,6 @@ from sparsecraft.core.errors import MissingDependency
 from sparsecraft.core.seeds import generator
 from sparsecraft.lab.claims.digits import Part
 from sparsecraft.lab.measures import (
-    CORRUPTIONS,
     corrupt,
     expected_calibration_error,
     fgsm,
@@ -26,6 +25,7 @@ from sparsecraft.lab.measures import (
     worst_class_accuracy,
 )
 
+DISTURBANCES = ("noise", "blur", "contrast", "shift", "occlusion")
 SEVERITY = 3
 EPSILON = 8 / 255
 PATCHES = 1000
@@ -45,7 +45,7 @@ def beyond_accuracy(model: nn.Module, test: Part) -> dict[str, float]:
     logits = _logits(model, test.images)
     corrupted = [
         _accuracy(model, Part(corrupt(test.images, kind, SEVERITY), test.labels))
-        for kind in CORRUPTIONS
+        for kind in DISTURBANCES
     ]
     attacked = Part(fgsm(model, test.images, test.labels, EPSILON), test.labels)
     return {

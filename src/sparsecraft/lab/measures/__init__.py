@@ -20,9 +20,11 @@ from sparsecraft.lab.measures.diagnostics import (
     pairwise,
 )
 from sparsecraft.lab.measures.per_class import class_accuracies, worst_class_accuracy
+from sparsecraft.lab.measures.robustness import Robustness, evaluate_robustness
 
 __all__ = [
     "CORRUPTIONS",
+    "Robustness",
     "angle",
     "barrier",
     "barycentre_distances",
@@ -30,6 +32,7 @@ __all__ = [
     "class_accuracies",
     "corrupt",
     "distance",
+    "evaluate_robustness",
     "expected_calibration_error",
     "fgsm",
     "maximum_calibration_error",

@@ -89,6 +89,24 @@ def _noise(images: Tensor, severity: int, draw: torch.Generator) -> Tensor:
     return images + 0.08 * severity * noise
 
 
+def _impulse(images: Tensor, severity: int, draw: torch.Generator) -> Tensor:
+    """Makes 5 % of the pixels a severity black or white, with even chances."""
+    drawn = torch.rand(images.shape, generator=draw).to(images.device)
+    share = 0.05 * severity
+    salted = images.masked_fill(drawn < share / 2, 1)
+    return salted.masked_fill((drawn >= share / 2) & (drawn < share), 0)
+
+
+def _shot(images: Tensor, severity: int, draw: torch.Generator) -> Tensor:
+    """Counts photons: a white pixel gives 48, 24, 12, 6 or 3 of them on average, a black one none.
+
+    The counts are Poisson, so that the noise grows with the brightness.
+    """
+    photons = 96 / 2**severity
+    counts = torch.poisson((images * photons).float().cpu(), generator=draw)
+    return counts.to(images) / photons
+
+
 def _blur(images: Tensor, severity: int, draw: torch.Generator) -> Tensor:
     """Blurs by a Gaussian of standard deviation 0.3 pixels a severity; the border repeats."""
     deviation, reach = 0.3 * severity, 1 + severity
@@ -132,6 +150,8 @@ def _occlusion(images: Tensor, severity: int, draw: torch.Generator) -> Tensor:
 
 CORRUPTIONS: Mapping[str, Callable[[Tensor, int, torch.Generator], Tensor]] = {
     "noise": _noise,
+    "impulse": _impulse,
+    "shot": _shot,
     "blur": _blur,
     "contrast": _contrast,
     "shift": _shift,

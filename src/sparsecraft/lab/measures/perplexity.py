@@ -123,8 +123,8 @@ def score_windows(
     beside = nullcontext() if dense is None else evaluating(dense)
     with evaluating(model), beside, torch.inference_mode():
         for part in windows.split(_windows_at_once(model, windows.shape[1])):
-            logits = _logits(model, part)
-            reference = None if dense is None else _logits(dense, part)
+            logits = logits_of(model, part)
+            reference = None if dense is None else logits_of(dense, part)
             for row, ids in enumerate(part):
                 losses.append(_loss(logits[row, :-1], ids[1:]))
                 if reference is not None:
@@ -244,6 +244,13 @@ def _divergence(dense: Tensor, logits: Tensor) -> float:
     return total / len(dense)
 
 
+def logits_of(model: nn.Module, ids: Tensor) -> Tensor:
+    """Returns (windows, tokens, vocabulary) logits of ids that are moved to the model."""
+    first = next(chain(model.parameters(), model.buffers()), None)
+    output = model(input_ids=ids if first is None else ids.to(first.device))
+    return output if isinstance(output, Tensor) else output.logits
+
+
 def divergence(dense: Tensor, logits: Tensor) -> Tensor:
     """Returns (...) KL(dense || model) in nats of logits (..., vocabulary).
 
@@ -255,12 +262,6 @@ def divergence(dense: Tensor, logits: Tensor) -> Tensor:
     target = dense.float().log_softmax(-1)
     found = logits.float().log_softmax(-1)
     return functional.kl_div(found, target, log_target=True, reduction="none").sum(-1)
-
-
-def _logits(model: nn.Module, ids: Tensor) -> Tensor:
-    first = next(chain(model.parameters(), model.buffers()), None)
-    output = model(input_ids=ids if first is None else ids.to(first.device))
-    return output if isinstance(output, Tensor) else output.logits
 
 
 def _windows_at_once(model: nn.Module, window: int) -> int:

@@ -20,11 +20,12 @@ from torch import Tensor
 from sparsecraft.core import scores
 from sparsecraft.core.catalog import Paper, Taxonomy, method
 from sparsecraft.core.errors import InvalidValue
+from sparsecraft.core.inverse_factor import inverse_factor
 from sparsecraft.core.kinds import Layer, Layerwise, Pruned
 from sparsecraft.core.mask import count
 from sparsecraft.core.patterns import NM, Unstructured
 from sparsecraft.core.statistics import Hessian
-from sparsecraft.kernels.nm import nm_mask
+from sparsecraft.kernels.repair import remove_and_repair
 from sparsecraft.kernels.selection import keep_largest, keep_largest_per_row
 
 
@@ -82,47 +83,28 @@ class SparseGPT(Layerwise):
     def prune(self, weight: Tensor, layer: Layer) -> Pruned:
         """Returns the matrix pruned, the kept entries updated to make up for the removed ones."""
         scores.check_finite(weight, f"{layer.name}: the weight")
-        factor, dead = self._inverse_factor(layer[Hessian], layer.name)
-        updated = weight.float().masked_fill(dead, 0)
+        factor = inverse_factor(layer[Hessian], self.damping, layer.name)
+        upper = factor.upper
+        updated = weight.float().masked_fill(factor.dead, 0)
         keep = torch.empty_like(updated, dtype=torch.bool)
         size = self._block_columns(weight.shape, layer.name)
         for begin in range(0, weight.shape[1], size):
             block = slice(begin, min(begin + size, weight.shape[1]))
-            kept = self._prune_block(updated[:, block], factor[block, block], layer.density, begin)
-            keep[:, block], errors = kept
-            updated[:, block.stop :] -= errors @ factor[block, block.stop :]
+            columns, kept = updated[:, block], keep[:, block]
+            if not isinstance(self.pattern, NM):
+                loss = scores.obs(columns, upper.diagonal()[block])
+                kept.copy_(self._select(loss, layer.density, begin))
+            errors = remove_and_repair(columns, upper[block, block], kept, self._groups)
+            updated[:, block.stop :].addmm_(errors, upper[block, block.stop :], alpha=-1)
         scores.check_finite(updated, f"{layer.name}: the updated weight")
         return Pruned.keeping(updated.to(weight.dtype), keep)
 
-    def _prune_block(
-        self, weight: Tensor, factor: Tensor, density: float, begin: int
-    ) -> tuple[Tensor, Tensor]:
-        """Prunes a block in place and returns its mask and the errors it hands on.
-
-        Args:
-            weight: (outputs, columns), changed in place.
-            factor: (columns, columns), this block's part of the upper Cholesky factor.
-            density: Of the layer.
-            begin: The block's first column within the layer.
-        """
-        diagonal = factor.diagonal()
-        group = self.pattern.of if isinstance(self.pattern, NM) else weight.shape[1]
-        keep = torch.zeros_like(weight, dtype=torch.bool)
-        errors = torch.zeros_like(weight)
-        for column in range(weight.shape[1]):
-            if column % group == 0:
-                ahead = slice(column, column + group)
-                loss = scores.obs(weight[:, ahead], diagonal[ahead])
-                keep[:, ahead] = self._select(loss, density, begin)
-            removed = weight[:, column].masked_fill(keep[:, column], 0)
-            errors[:, column] = removed / diagonal[column]
-            weight[:, column:].addr_(errors[:, column], factor[column, column:], alpha=-1)
-        return keep, errors
+    @property
+    def _groups(self) -> tuple[int, int] | None:
+        return (self.pattern.keep, self.pattern.of) if isinstance(self.pattern, NM) else None
 
     def _select(self, loss: Tensor, density: float, begin: int) -> Tensor:
-        """Returns which entries of a block, or of an N:M group, stay."""
-        if isinstance(self.pattern, NM):
-            return nm_mask(loss, self.pattern.keep, self.pattern.of)
+        """Returns which entries of a block of columns stay."""
         end = begin + loss.shape[1]
         # What the columns so far keep together is exact, and so is what all blocks keep together.
         if self.pattern == Unstructured(per="row"):
@@ -135,21 +117,3 @@ class SparseGPT(Layerwise):
             return self.block_size
         self.pattern.check((shape[0], shape[1]), name)
         return max(self.pattern.of, self.block_size - self.block_size % self.pattern.of)
-
-    def _inverse_factor(self, hessian: Tensor, name: str) -> tuple[Tensor, Tensor]:
-        """Returns the upper Cholesky factor of the damped inverse Hessian, and the dead inputs."""
-        scores.check_finite(hessian, f"{name}: the Hessian of its input")
-        dead = hessian.diagonal() == 0
-        damped = hessian.clone()
-        damped.diagonal()[dead] = 1
-        damped.diagonal().add_(self.damping * damped.diagonal().mean())
-        lower, failed = torch.linalg.cholesky_ex(damped)
-        if not failed:
-            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
-        if failed:
-            raise InvalidValue(
-                f"{name}: the Hessian of its input is not positive definite in float32 at "
-                f"damping={self.damping:g}. Use more calibration data, or a larger damping such "
-                f"as {10 * self.damping:g}."
-            )
-        return upper, dead

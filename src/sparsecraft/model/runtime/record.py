@@ -210,7 +210,7 @@ class DecisionRecord:
 
 def dense_names(dtype: str) -> tuple[str, ...]:
     """Returns the names of all candidates that multiply by every weight of this type."""
-    return f"torch {dtype}", f"dense {dtype}", f"by-input {dtype}"
+    return f"torch {dtype}", f"dense {dtype}", f"by_input {dtype}"
 
 
 def _choice(values: Mapping[str, Any]) -> LayerChoice:

@@ -1,0 +1,658 @@
+// Products of a few rows with a large weight: dense, gated by input, bit mask, compressed rows.
+//
+// At few rows a product is as fast as its weight is read. So every loop here reads the stored
+// bytes once, in order, and widens them in registers; sums are float32. The instruction set is
+// the compiler's (-mavx512f ... or -mavx2 ... or nothing): the library is compiled once for each.
+//
+// Kinds of stored entries: 0 float32, 1 bfloat16, 2 int8 with a float32 scale for each output.
+// Inputs x are (rows, inputs), products y are (rows, outputs), both float32 without gaps.
+
+#include <dlfcn.h>
+#include <pthread.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <thread>
+#include <vector>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace {
+
+// ---------------------------------------------------------------------------------- threads
+
+std::atomic<bool> forked{false};
+
+__attribute__((constructor)) void watch_forks() {
+  pthread_atfork(nullptr, nullptr, [] { forked = true; });
+}
+
+struct Parts {
+  void (*work)(void *, int64_t);
+  void *context;
+  int64_t count;
+  std::atomic<int64_t> next{0};
+
+  void take() {
+    for (int64_t part; (part = next.fetch_add(1)) < count;) work(context, part);
+  }
+};
+
+using GompParallel = void (*)(void (*)(void *), void *, unsigned, unsigned);
+
+// Runs the parts on the threads of the OpenMP runtime that PyTorch has brought: a pool of our own
+// would compete with its threads, which wait spinning. A forked child has lost them, and the
+// runtime does not know; there, and where no runtime is found, threads are made for each call.
+void run(Parts &parts, int threads) {
+  threads = (int)std::min<int64_t>(threads, parts.count);
+  if (threads <= 1) return parts.take();
+  static const auto parallel = (GompParallel)dlsym(RTLD_DEFAULT, "GOMP_parallel");
+  if (parallel && !forked) {
+    parallel([](void *data) { static_cast<Parts *>(data)->take(); }, &parts, threads, 0);
+    return;
+  }
+  std::vector<std::thread> others;
+  for (int i = 1; i < threads; ++i) others.emplace_back([&parts] { parts.take(); });
+  parts.take();
+  for (auto &thread : others) thread.join();
+}
+
+// Calls work(first, last) for ranges of 0..count that are multiples of `unit` long.
+template <class Work>
+void split(int64_t count, int64_t unit, int64_t bytes, int threads, int finer, const Work &work) {
+  constexpr int64_t kBytesPerThread = 1 << 15;
+  threads = (int)std::max<int64_t>(1, std::min<int64_t>(threads, bytes / kBytesPerThread));
+  const int64_t units = (count + unit - 1) / unit;
+  const int64_t ranges = std::min<int64_t>(units, threads == 1 ? 1 : (int64_t)threads * finer);
+  struct Context {
+    const Work &work;
+    int64_t count, unit, units, ranges;
+  } context{work, count, unit, units, ranges};
+  Parts parts{[](void *data, int64_t part) {
+                const auto &c = *static_cast<Context *>(data);
+                const int64_t first = c.units * part / c.ranges * c.unit;
+                const int64_t last = std::min(c.count, c.units * (part + 1) / c.ranges * c.unit);
+                if (first < last) c.work(first, last);
+              },
+              &context, ranges};
+  run(parts, threads);
+}
+
+// ---------------------------------------------------------------------------------- vectors
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#elif defined(__AVX2__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+
+typedef float Floats __attribute__((vector_size(4 * kLanes)));
+typedef uint32_t Words __attribute__((vector_size(4 * kLanes)));
+typedef float LooseFloats __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
+
+inline Floats load(const float *from) { return *(const LooseFloats *)from; }
+inline void store(float *to, Floats values) { *(LooseFloats *)to = values; }
+inline Floats all(float value) { return Floats{} + value; }
+
+inline float sum(Floats values) {
+  float total = 0;
+  for (int i = 0; i < kLanes; ++i) total += values[i];
+  return total;
+}
+
+struct Float32 {
+  using Entry = float;
+  static float widen(Entry entry) { return entry; }
+  static Floats widen(const Entry *from) { return load(from); }
+};
+
+struct BFloat16 {
+  using Entry = uint16_t;
+  static float widen(Entry entry) {
+    const uint32_t bits = (uint32_t)entry << 16;
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+  }
+  static Floats widen(const Entry *from) {
+#if defined(__AVX512F__)
+    return (Floats)_mm512_slli_epi32(
+        _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)from)), 16);
+#elif defined(__AVX2__)
+    return (Floats)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)from)),
+                                     16);
+#else
+    Words words;
+    for (int i = 0; i < kLanes; ++i) words[i] = (uint32_t)from[i] << 16;
+    return (Floats)words;
+#endif
+  }
+};
+
+struct Int8 {
+  using Entry = int8_t;
+  static float widen(Entry entry) { return entry; }
+  static Floats widen(const Entry *from) {
+#if defined(__AVX512F__)
+    return (Floats)_mm512_cvtepi32_ps(
+        _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)from)));
+#elif defined(__AVX2__)
+    return (Floats)_mm256_cvtepi32_ps(
+        _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)from)));
+#else
+    Floats values;
+    for (int i = 0; i < kLanes; ++i) values[i] = (float)from[i];
+    return values;
+#endif
+  }
+};
+
+// Calls work with the type of the stored entries.
+template <class Work>
+void with_kind(int kind, const Work &work) {
+  if (kind == 0) work(Float32{});
+  if (kind == 1) work(BFloat16{});
+  if (kind == 2) work(Int8{});
+}
+
+// Calls work(first row, number of rows) with the number known to the compiler, at most 4.
+template <class Work>
+void by_four(int64_t rows, const Work &work) {
+  int64_t row = 0;
+  for (; row + 4 <= rows; row += 4) work(row, std::integral_constant<int, 4>{});
+  if (rows - row == 3) work(row, std::integral_constant<int, 3>{});
+  if (rows - row == 2) work(row, std::integral_constant<int, 2>{});
+  if (rows - row == 1) work(row, std::integral_constant<int, 1>{});
+}
+
+inline float finished(float total, const float *scales, const float *bias, int64_t output) {
+  if (scales) total *= scales[output];
+  if (bias) total += bias[output];
+  return total;
+}
+
+// ------------------------------------------------------------------------------------ dense
+
+// Products of kRows rows of x with kOutputs rows of the weight, which are read side by side.
+template <class Kind, int kRows, int kOutputs>
+void dense_tile(const float *x, const typename Kind::Entry *weight, int64_t inputs,
+                float (&totals)[kRows][kOutputs]) {
+  Floats sums[kRows][kOutputs] = {};
+  int64_t j = 0;
+  for (; j + kLanes <= inputs; j += kLanes) {
+    Floats column[kRows];
+    for (int r = 0; r < kRows; ++r) column[r] = load(x + r * inputs + j);
+    for (int o = 0; o < kOutputs; ++o) {
+      const auto *from = weight + o * inputs + j;
+      __builtin_prefetch(from + kOutputs * inputs, 0, 2);
+      const Floats entries = Kind::widen(from);
+      for (int r = 0; r < kRows; ++r) sums[r][o] += column[r] * entries;
+    }
+  }
+  for (int r = 0; r < kRows; ++r)
+    for (int o = 0; o < kOutputs; ++o) totals[r][o] = sum(sums[r][o]);
+  for (; j < inputs; ++j)
+    for (int o = 0; o < kOutputs; ++o) {
+      const float entry = Kind::widen(weight[o * inputs + j]);
+      for (int r = 0; r < kRows; ++r) totals[r][o] += x[r * inputs + j] * entry;
+    }
+}
+
+constexpr int kSideBySide = 4;
+
+template <class Kind, int kRows>
+void dense_range(const float *x, const typename Kind::Entry *weight, const float *scales,
+                 const float *bias, float *y, int64_t inputs, int64_t outputs, int64_t first,
+                 int64_t last) {
+  int64_t o = first;
+  for (; o + kSideBySide <= last; o += kSideBySide) {
+    float totals[kRows][kSideBySide];
+    dense_tile<Kind, kRows, kSideBySide>(x, weight + o * inputs, inputs, totals);
+    for (int r = 0; r < kRows; ++r)
+      for (int k = 0; k < kSideBySide; ++k)
+        y[r * outputs + o + k] = finished(totals[r][k], scales, bias, o + k);
+  }
+  for (; o < last; ++o) {
+    float totals[kRows][1];
+    dense_tile<Kind, kRows, 1>(x, weight + o * inputs, inputs, totals);
+    for (int r = 0; r < kRows; ++r)
+      y[r * outputs + o] = finished(totals[r][0], scales, bias, o);
+  }
+}
+
+// ------------------------------------------------------------------------------------ gated
+
+struct Kept {
+  std::vector<int64_t> places;
+  std::vector<float> values;
+};
+
+// A NaN counts as the largest score, so that it shows in the product.
+inline float score(const float *x, const float *norms, int64_t j) {
+  const float size = std::fabs(norms ? x[j] * norms[j] : x[j]);
+  return size == size ? size : INFINITY;
+}
+
+void keep_above(const float *x, const float *norms, int64_t inputs, float threshold, Kept &kept) {
+  kept.places.resize(inputs);
+  kept.values.resize(inputs);
+  int64_t count = 0;
+  for (int64_t j = 0; j < inputs; ++j) {
+    kept.places[count] = j;
+    kept.values[count] = x[j];
+    count += score(x, norms, j) > threshold;
+  }
+  kept.places.resize(count);
+  kept.values.resize(count);
+}
+
+// Keeps the largest scores, of equal ones the first. Bits of floats that are not negative are
+// ordered as the floats are: a histogram of their upper halves finds the threshold's, and only
+// the scores that share it are compared further.
+void keep_largest(const float *x, const float *norms, int64_t inputs, int64_t keep, Kept &kept) {
+  constexpr int kLow = 19;
+  std::vector<uint32_t> keys(inputs), shared;
+  std::vector<int64_t> histogram(1 << (31 - kLow), 0);
+  for (int64_t j = 0; j < inputs; ++j) {
+    const float size = score(x, norms, j);
+    memcpy(&keys[j], &size, 4);
+    ++histogram[keys[j] >> kLow];
+  }
+  int64_t bin = (int64_t)histogram.size() - 1, left = keep;
+  while (histogram[bin] < left) left -= histogram[bin--];
+  for (uint32_t key : keys)
+    if ((int64_t)(key >> kLow) == bin) shared.push_back(key);
+  std::nth_element(shared.begin(), shared.begin() + (left - 1), shared.end(),
+                   std::greater<uint32_t>());
+  const uint32_t threshold = shared[left - 1];
+  int64_t ties = keep;
+  for (uint32_t key : keys) ties -= key > threshold;
+  kept.places.clear();
+  kept.values.clear();
+  for (int64_t j = 0; j < inputs; ++j)
+    if (keys[j] > threshold || (keys[j] == threshold && ties-- > 0)) {
+      kept.places.push_back(j);
+      kept.values.push_back(x[j]);
+    }
+}
+
+constexpr int kLine = 64;  // bytes that the memory gives at once
+
+// Adds kTogether rows of the weight, each times its input, to the sums of outputs first to last.
+template <class Kind, int kTogether>
+void add_rows(const float *factors, const int64_t *places, const typename Kind::Entry *weight,
+              float *y, int64_t outputs, int64_t first, int64_t last) {
+  const typename Kind::Entry *rows[kTogether], *next[kTogether];
+  Floats times[kTogether];
+  for (int k = 0; k < kTogether; ++k) {
+    rows[k] = weight + places[k] * outputs;
+    next[k] = weight + places[kTogether + k] * outputs;
+    times[k] = all(factors[k]);
+  }
+  constexpr int kVectors = std::max<int>(1, kLine / (kLanes * (int)sizeof(*rows[0])));
+  int64_t o = first;
+  for (; o + kVectors * kLanes <= last; o += kVectors * kLanes) {
+    Floats sums[kVectors];
+    for (int v = 0; v < kVectors; ++v) sums[v] = load(y + o + v * kLanes);
+    for (int k = 0; k < kTogether; ++k) {
+      __builtin_prefetch(next[k] + o, 0, 2);
+      for (int v = 0; v < kVectors; ++v)
+        sums[v] += times[k] * Kind::widen(rows[k] + o + v * kLanes);
+    }
+    for (int v = 0; v < kVectors; ++v) store(y + o + v * kLanes, sums[v]);
+  }
+  for (; o < last; ++o)
+    for (int k = 0; k < kTogether; ++k) y[o] += factors[k] * Kind::widen(rows[k][o]);
+}
+
+constexpr int kTogether = 8;
+
+template <class Kind>
+void gated_range(const Kept &kept, const typename Kind::Entry *weight, const float *scales,
+                 const float *bias, float *y, int64_t outputs, int64_t first, int64_t last) {
+  const int64_t count = (int64_t)kept.values.size();
+  std::fill(y + first, y + last, 0.0f);
+  int64_t i = 0;
+  for (; i + kTogether <= count; i += kTogether)
+    add_rows<Kind, kTogether>(&kept.values[i], &kept.places[i], weight, y, outputs, first, last);
+  for (; i < count; ++i)
+    add_rows<Kind, 1>(&kept.values[i], &kept.places[i], weight, y, outputs, first, last);
+  for (int64_t o = first; o < last; ++o) y[o] = finished(y[o], scales, bias, o);
+}
+
+// --------------------------------------------------------------------------------- bit mask
+
+constexpr int kWord = 64;
+
+#if defined(__AVX2__) && !defined(__AVX512F__)
+// For each mask of eight bits, the places from which eight lanes take the packed values.
+struct Spread {
+  alignas(64) uint8_t places[256][8];
+  Spread() {
+    for (int mask = 0; mask < 256; ++mask)
+      for (int lane = 0, next = 0; lane < 8; ++lane)
+        places[mask][lane] = (mask >> lane & 1) ? next++ : 0;
+  }
+};
+const Spread spread;
+#endif
+
+#if defined(__AVX2__)
+// Puts the first entries of `packed` to the lanes whose bit is set, zero elsewhere.
+inline Floats expand(Floats packed, unsigned mask) {
+#if defined(__AVX512F__)
+  return (Floats)_mm512_maskz_expand_ps((__mmask16)mask, (__m512)packed);
+#else
+  const __m256i places =
+      _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)spread.places[mask]));
+  const __m256i bits = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+  const __m256i open = _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(mask), bits), bits);
+  return (Floats)_mm256_and_ps(_mm256_permutevar8x32_ps((__m256)packed, places),
+                               _mm256_castsi256_ps(open));
+#endif
+}
+
+template <class Kind, int kRows>
+void bitmask_row(const float *x, int64_t stride, const uint64_t *bits, int64_t words,
+                 const typename Kind::Entry *values, float (&totals)[kRows]) {
+  constexpr int kParts = kWord / kLanes;
+  Floats sums[kRows][2] = {};
+  for (int64_t w = 0; w < words; ++w) {
+    const uint64_t word = bits[w];
+    for (int p = 0; p < kParts; ++p) {
+      const unsigned mask = (unsigned)(word >> (p * kLanes)) & ((1u << kLanes) - 1);
+      const Floats entries = expand(Kind::widen(values), mask);
+      values += __builtin_popcount(mask);
+      for (int r = 0; r < kRows; ++r)
+        sums[r][p & 1] += entries * load(x + r * stride + w * kWord + p * kLanes);
+    }
+  }
+  for (int r = 0; r < kRows; ++r) totals[r] = sum(sums[r][0] + sums[r][1]);
+}
+
+template <class Kind>
+void unpack_row(const uint64_t *bits, int64_t words, const typename Kind::Entry *values,
+                float *to) {
+  for (int64_t w = 0; w < words; ++w)
+    for (int p = 0; p < kWord / kLanes; ++p) {
+      const unsigned mask = (unsigned)(bits[w] >> (p * kLanes)) & ((1u << kLanes) - 1);
+      store(to + w * kWord + p * kLanes, expand(Kind::widen(values), mask));
+      values += __builtin_popcount(mask);
+    }
+}
+#else
+template <class Kind, int kRows>
+void bitmask_row(const float *x, int64_t stride, const uint64_t *bits, int64_t words,
+                 const typename Kind::Entry *values, float (&totals)[kRows]) {
+  for (int r = 0; r < kRows; ++r) totals[r] = 0;
+  for (int64_t w = 0; w < words; ++w)
+    for (uint64_t word = bits[w]; word; word &= word - 1) {
+      const int64_t j = w * kWord + __builtin_ctzll(word);
+      const float entry = Kind::widen(*values++);
+      for (int r = 0; r < kRows; ++r) totals[r] += entry * x[r * stride + j];
+    }
+}
+
+template <class Kind>
+void unpack_row(const uint64_t *bits, int64_t words, const typename Kind::Entry *values,
+                float *to) {
+  std::fill(to, to + words * kWord, 0.0f);
+  for (int64_t w = 0; w < words; ++w)
+    for (uint64_t word = bits[w]; word; word &= word - 1)
+      to[w * kWord + __builtin_ctzll(word)] = Kind::widen(*values++);
+}
+#endif
+
+// The packed values of a row. Vectors read past its end, so the last rows of the weight, after
+// which nothing may be read, are copied to where something may.
+template <class Entry>
+const Entry *row_values(const Entry *values, const int64_t *starts, int64_t outputs, int64_t row,
+                        std::vector<Entry> &room) {
+  if (starts[row + 1] + kWord <= starts[outputs]) return values + starts[row];
+  room.assign(values + starts[row], values + starts[row + 1]);
+  room.resize(room.size() + kWord);
+  return room.data();
+}
+
+// ------------------------------------------------------------------------- compressed rows
+
+// One row of x with one row of the weight.
+template <class Kind>
+float csr_row(const float *x, const uint16_t *columns, const typename Kind::Entry *values,
+              int64_t count) {
+  Floats sums[2] = {};
+  int64_t i = 0;
+#if defined(__AVX2__)
+  for (; i + 2 * kLanes <= count; i += 2 * kLanes)
+    for (int k = 0; k < 2; ++k) {
+      const int64_t at = i + k * kLanes;
+#if defined(__AVX512F__)
+      const __m512i places =
+          _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(columns + at)));
+      const Floats inputs = (Floats)_mm512_i32gather_ps(places, x, 4);
+#else
+      const __m256i places =
+          _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(columns + at)));
+      const Floats inputs = (Floats)_mm256_i32gather_ps(x, places, 4);
+#endif
+      sums[k] += inputs * Kind::widen(values + at);
+    }
+#endif
+  float totals[4] = {};
+  for (; i + 4 <= count; i += 4)
+    for (int k = 0; k < 4; ++k) totals[k] += x[columns[i + k]] * Kind::widen(values[i + k]);
+  for (; i < count; ++i) totals[0] += x[columns[i]] * Kind::widen(values[i]);
+  return sum(sums[0] + sums[1]) + ((totals[0] + totals[1]) + (totals[2] + totals[3]));
+}
+
+// kVectors * kLanes rows of x, turned to (inputs, rows), with one row of the weight.
+template <class Kind, int kVectors>
+void csr_rows(const float *turned, int64_t stride, const uint16_t *columns,
+              const typename Kind::Entry *values, int64_t count, float *to) {
+  constexpr int kAtOnce = kVectors == 1 ? 4 : 2;
+  Floats sums[kAtOnce][kVectors] = {};
+  int64_t i = 0;
+  for (; i + kAtOnce <= count; i += kAtOnce)
+    for (int k = 0; k < kAtOnce; ++k) {
+      const float *rows = turned + (int64_t)columns[i + k] * stride;
+      const Floats entry = all(Kind::widen(values[i + k]));
+      for (int v = 0; v < kVectors; ++v) sums[k][v] += entry * load(rows + v * kLanes);
+    }
+  for (; i < count; ++i)
+    for (int v = 0; v < kVectors; ++v)
+      sums[0][v] += all(Kind::widen(values[i])) *
+                    load(turned + (int64_t)columns[i] * stride + v * kLanes);
+  for (int v = 0; v < kVectors; ++v) {
+    for (int k = 1; k < kAtOnce; ++k) sums[0][v] += sums[k][v];
+    store(to + v * kLanes, sums[0][v]);
+  }
+}
+
+constexpr int kColumn = 16;
+
+// `rows` rows of y, at most kVectors * kLanes, for outputs first to last.
+template <class Kind, int kVectors>
+void csr_range(const float *turned, const uint16_t *columns, const typename Kind::Entry *values,
+               const int64_t *starts, const float *bias, float *y, int64_t rows, int64_t outputs,
+               int64_t first, int64_t last) {
+  constexpr int64_t stride = kVectors * kLanes;
+  float tile[kColumn][stride];
+  for (int64_t o = first; o < last; o += kColumn) {
+    const int64_t width = std::min<int64_t>(kColumn, last - o);
+    for (int64_t c = 0; c < width; ++c)
+      csr_rows<Kind, kVectors>(turned, stride, columns + starts[o + c], values + starts[o + c],
+                               starts[o + c + 1] - starts[o + c], tile[c]);
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t c = 0; c < width; ++c)
+        y[r * outputs + o + c] = finished(tile[c][r], nullptr, bias, o + c);
+  }
+}
+
+template <class Kind, int kVectors>
+void csr_many(const float *x, const uint16_t *columns, const typename Kind::Entry *values,
+              const int64_t *starts, const float *bias, float *y, int64_t rows, int64_t inputs,
+              int64_t outputs, int threads) {
+  constexpr int64_t stride = kVectors * kLanes;
+  std::vector<float> turned(inputs * stride, 0.0f);
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t j = 0; j < inputs; ++j) turned[j * stride + r] = x[r * inputs + j];
+  const int64_t bytes = starts[outputs] * 8;
+  split(outputs, kColumn, bytes, threads, 8, [&](int64_t first, int64_t last) {
+    csr_range<Kind, kVectors>(turned.data(), columns, values, starts, bias, y, rows, outputs,
+                              first, last);
+  });
+}
+
+}  // namespace
+
+// -------------------------------------------------------------------------------- functions
+
+extern "C" {
+
+// weight is (outputs, inputs).
+void sparsecraft_dense(const float *x, const void *weight, const float *scales, const float *bias,
+                       float *y, int64_t rows, int64_t inputs, int64_t outputs, int kind,
+                       int threads) {
+  with_kind(kind, [&](auto entries) {
+    using Kind = decltype(entries);
+    using Entry = typename Kind::Entry;
+    const int64_t bytes = inputs * outputs * (int64_t)sizeof(Entry);
+    split(outputs, kSideBySide, bytes, threads, 4, [&](int64_t first, int64_t last) {
+      by_four(rows, [&](int64_t row, auto count) {
+        dense_range<Kind, count>(x + row * inputs, (const Entry *)weight, scales, bias,
+                                 y + row * outputs, inputs, outputs, first, last);
+      });
+    });
+  });
+}
+
+// weight is (inputs, outputs). Kept are the `keep` inputs of largest |x| * norms, or, where keep
+// is `inputs`, those whose score exceeds the threshold: all of them if it is negative.
+void sparsecraft_gated(const float *x, const void *weight, const float *scales, const float *bias,
+                       const float *norms, float *y, int64_t rows, int64_t inputs,
+                       int64_t outputs, int kind, float threshold, int64_t keep, int threads) {
+  std::vector<Kept> kept(rows);
+  int64_t total = 0;
+  for (int64_t r = 0; r < rows; ++r) {
+    if (keep < inputs)
+      keep_largest(x + r * inputs, norms, inputs, keep, kept[r]);
+    else
+      keep_above(x + r * inputs, norms, inputs, threshold, kept[r]);
+    total += (int64_t)kept[r].values.size();
+    kept[r].places.resize(kept[r].places.size() + kTogether, 0);
+  }
+  with_kind(kind, [&](auto entries) {
+    using Kind = decltype(entries);
+    using Entry = typename Kind::Entry;
+    const int64_t bytes = total * outputs * (int64_t)sizeof(Entry);
+    split(outputs, kWord, bytes, threads, 1, [&](int64_t first, int64_t last) {
+      for (int64_t r = 0; r < rows; ++r)
+        gated_range<Kind>(kept[r], (const Entry *)weight, scales, bias, y + r * outputs, outputs,
+                          first, last);
+    });
+  });
+}
+
+// bits are (outputs, words of 64); starts are the places of each row's values, and of their end.
+void sparsecraft_bitmask(const float *x, const uint64_t *bits, const void *values,
+                         const int64_t *starts, const float *scales, const float *bias, float *y,
+                         int64_t rows, int64_t inputs, int64_t outputs, int kind, int threads) {
+  const int64_t words = (inputs + kWord - 1) / kWord, stride = words * kWord;
+  std::vector<float> padded(rows * stride, 0.0f);
+  for (int64_t r = 0; r < rows; ++r)
+    std::copy(x + r * inputs, x + (r + 1) * inputs, padded.data() + r * stride);
+  with_kind(kind, [&](auto entries) {
+    using Kind = decltype(entries);
+    using Entry = typename Kind::Entry;
+    const int64_t bytes = starts[outputs] * (int64_t)sizeof(Entry) + outputs * words * 8;
+    split(outputs, 1, bytes, threads, 4, [&](int64_t first, int64_t last) {
+      std::vector<Entry> room;
+      for (int64_t o = first; o < last; ++o) {
+        const Entry *packed = row_values((const Entry *)values, starts, outputs, o, room);
+        by_four(rows, [&](int64_t row, auto count) {
+          float totals[count];
+          bitmask_row<Kind, count>(padded.data() + row * stride, stride, bits + o * words, words,
+                                   packed, totals);
+          for (int r = 0; r < count; ++r)
+            y[(row + r) * outputs + o] = finished(totals[r], scales, bias, o);
+        });
+      }
+    });
+  });
+}
+
+// Writes outputs first to last, dense (last - first, inputs), as float32 or as bfloat16; the
+// latter only from stored bfloat16.
+void sparsecraft_unpack_bitmask(const uint64_t *bits, const void *values, const int64_t *starts,
+                                const float *scales, void *to, int64_t outputs, int64_t begin,
+                                int64_t end, int64_t inputs, int kind, int to_kind, int threads) {
+  const int64_t words = (inputs + kWord - 1) / kWord;
+  with_kind(kind, [&](auto entries) {
+    using Kind = decltype(entries);
+    using Entry = typename Kind::Entry;
+    split(end - begin, 1, (end - begin) * inputs * 4, threads, 4, [&](int64_t first, int64_t last) {
+      std::vector<Entry> room;
+      std::vector<float> row(words * kWord);
+      for (int64_t k = first; k < last; ++k) {
+        const int64_t o = begin + k;
+        unpack_row<Kind>(bits + o * words, words,
+                         row_values((const Entry *)values, starts, outputs, o, room), row.data());
+        if (to_kind == 1) {
+          auto *out = (uint16_t *)to + k * inputs;
+          for (int64_t j = 0; j < inputs; ++j) {
+            uint32_t word;
+            memcpy(&word, &row[j], 4);
+            out[j] = (uint16_t)(word >> 16);
+          }
+        } else {
+          auto *out = (float *)to + k * inputs;
+          const float scale = scales ? scales[o] : 1.0f;
+          for (int64_t j = 0; j < inputs; ++j) out[j] = row[j] * scale;
+        }
+      }
+    });
+  });
+}
+
+// columns and values are (kept,), ascending within a row.
+void sparsecraft_csr(const float *x, const uint16_t *columns, const void *values,
+                     const int64_t *starts, const float *bias, float *y, int64_t rows,
+                     int64_t inputs, int64_t outputs, int kind, int threads) {
+  with_kind(kind, [&](auto entries) {
+    using Kind = decltype(entries);
+    using Entry = typename Kind::Entry;
+    const Entry *stored = (const Entry *)values;
+    if (rows == 1) {
+      const int64_t bytes = starts[outputs] * (int64_t)(2 + sizeof(Entry));
+      split(outputs, kColumn, bytes, threads, 4, [&](int64_t first, int64_t last) {
+        for (int64_t o = first; o < last; ++o)
+          y[o] = finished(csr_row<Kind>(x, columns + starts[o], stored + starts[o],
+                                        starts[o + 1] - starts[o]),
+                          nullptr, bias, o);
+      });
+      return;
+    }
+    for (int64_t row = 0; row < rows;) {
+      const int64_t left = rows - row;
+      const float *from = x + row * inputs;
+      float *to = y + row * outputs;
+      if (left <= kLanes)
+        csr_many<Kind, 1>(from, columns, stored, starts, bias, to, left, inputs, outputs, threads);
+      else if (left <= 2 * kLanes)
+        csr_many<Kind, 2>(from, columns, stored, starts, bias, to, left, inputs, outputs, threads);
+      else
+        csr_many<Kind, 4>(from, columns, stored, starts, bias, to,
+                          std::min<int64_t>(left, 4 * kLanes), inputs, outputs, threads);
+      row += std::min<int64_t>(left, 4 * kLanes);
+    }
+  });
+}
+
+}  // extern "C"
