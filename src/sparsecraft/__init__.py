@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 # Loaded when first asked for, so that `import sparsecraft` costs next to nothing.
 _PUBLIC = {
     "prune": "sparsecraft.model.pruning",
+    "gate": "sparsecraft.model.gating",
     "pack": "sparsecraft.model.runtime",
     "Sparsifier": "sparsecraft.model.sparsifier",
     "SparsifierCallback": "sparsecraft.model.trainer_callback",
@@ -29,6 +30,7 @@ __all__ = [
     "SparsityError",
     "compact",
     "compare",
+    "gate",
     "load",
     "methods",
     "pack",

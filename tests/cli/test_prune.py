@@ -180,3 +180,27 @@ class First(Layerwise):
         keep[: count(weight.numel(), layer.density)] = True
         return Pruned.keeping(weight, keep.view_as(weight))
 '''
+
+
+def test_dsnot_says_what_it_swapped_and_keeps_the_statistics(capsys, directory, text, tmp_path):
+    def pruned(name, *options):
+        return run(
+            capsys, "prune", directory, "--method", "dsnot", "--option", "layers=attention",
+            "--sparsity", "0.6", "--calibration", text, "--window", "32", "--max-tokens", "320",
+            "--statistics", tmp_path / "kept", "--out", tmp_path / name, *options,
+        )  # fmt: skip
+
+    first, again = pruned("first"), pruned("again", "--option", "cycles=0")
+    assert first.code == again.code == 0, first.err + again.err
+    shown = first.out + again.out
+    heads = [line for line in shown.splitlines() if "achieved" in line and "swaps" in line]
+    assert len(heads) == 2 and all("expected error" in line for line in heads)
+    rows = [line for line in shown.splitlines() if "mlp.up_proj" in line]
+    assert [row.count("none") for row in rows] == [3, 3]
+    assert (tmp_path / "kept" / "statistics.json").is_file()
+    assert "no data passed" not in first.out and "note: statistics taken from" in again.out
+    assert load_mask(tmp_path / "first") != load_mask(tmp_path / "again")
+    settings = json.loads((tmp_path / "first" / "sparsecraft_config.json").read_text())["pruning"]
+    facts = {each["name"]: each.get("facts", {}) for each in settings["layers"]}
+    assert facts["model.layers.0.self_attn.q_proj"]["swaps"] >= 0
+    assert facts["model.layers.0.mlp.up_proj"] == {}

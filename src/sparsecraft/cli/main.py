@@ -18,7 +18,9 @@ from sparsecraft.core.errors import SparsityError, UnknownName
 VERBS = {
     "compare": "which method, how sparse, and what you really gain: one HTML report",
     "prune": "prune one model directory with one method",
+    "gate": "drop activations at inference, token by token, and save the gates with the model",
     "train": "make a task's model sparse while it trains, beside its controls",
+    "speed": "whether a saved model runs faster than dense here, and what it loses",
     "methods": "the catalog: every method, its paper, its options",
     "reproduce": "run a paper's claim at small scale and judge it",
 }
@@ -72,6 +74,8 @@ def _overview() -> Parser:
             "  sparsecraft compare my-model --text notes.txt --method wanda,sparsegpt\n"
             "  sparsecraft prune my-model --method wanda --pattern 2:4 --calibration notes.txt "
             "--out sparse\n"
+            "  sparsecraft gate my-llama --method wina --sparsity 0.65 --calibration notes.txt "
+            "--out gated\n"
             "  sparsecraft train digits-mlp --method rigl --sparsity 0.9\n"
             "  sparsecraft methods wanda\n\n"
             "`sparsecraft COMMAND --help` explains a command. Exit codes: 0 done, 2 an error that "

@@ -116,22 +116,25 @@ def flattened(groups: Sequence[Sequence[str]] | None) -> list[str] | None:
     return [name for group in groups for name in group] if groups else None
 
 
-def add_method(parser: Parser, default: str | None) -> None:
+def add_method(parser: Parser, default: str | None, *, pattern: bool = True) -> None:
     """Adds the options that choose a method, its settings and its targets.
 
     Args:
         parser: Where they go.
         default: The method where none is named; None where one must be.
+        pattern: Whether the methods know patterns of zeros, such as 2:4.
     """
     parser.add_argument(
         "--method", metavar="NAME", default=default, help="a name of `methods`, or FILE.py:CLASS"
     )
+    implied = "; an N:M implies it" if pattern else ""
     parser.add_argument(
-        "--sparsity", type=fraction, help="fraction of zeros, 0.6 or 60%%; an N:M implies it"
+        "--sparsity", type=fraction, help=f"fraction of zeros, 0.6 or 60%%{implied}"
     )
-    parser.add_argument(
-        "--pattern", help="unstructured, row, 2:4 (keep 2 of 4), block:4x4, channels:out"
-    )
+    if pattern:
+        parser.add_argument(
+            "--pattern", help="unstructured, row, 2:4 (keep 2 of 4), block:4x4, channels:out"
+        )
     parser.add_argument(
         "--option",
         type=assignment,
@@ -156,7 +159,7 @@ def method_options(arguments: argparse.Namespace) -> dict[str, Any]:
         InvalidValue: If one is given twice.
     """
     options: dict[str, Any] = {}
-    short = {"sparsity": arguments.sparsity, "pattern": arguments.pattern}
+    short = {"sparsity": arguments.sparsity, "pattern": getattr(arguments, "pattern", None)}
     given = [(key, value) for key, value in short.items() if value is not None]
     for key, value in [*given, *arguments.option]:
         if key in options:

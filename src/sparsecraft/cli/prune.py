@@ -3,28 +3,44 @@
 from __future__ import annotations
 
 import argparse
-import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from sparsecraft.cli.parser import Parser, add_method, flattened, method_options, positive
+from sparsecraft.cli.model_directory import (
+    add_calibration,
+    add_directories,
+    calibration_batches,
+    check_out,
+    load_model,
+    side_files,
+)
+from sparsecraft.cli.parser import Parser, add_method, flattened, method_options
+from sparsecraft.cli.prune_streamed import (
+    add_streaming,
+    max_memory,
+    memory_lines,
+    needs_data,
+    open_streamed,
+    prune_streamed,
+    streams,
+)
 from sparsecraft.cli.terminal import console, progress, say
-from sparsecraft.core.errors import InvalidValue
+from sparsecraft.core.errors import InvalidValue, OutOfMemory
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor, nn
 
-    from sparsecraft.core.kinds import WeightMethod
-    from sparsecraft.model.pruning import PruneReport
+    from sparsecraft.core.kinds import Method, WeightMethod
+    from sparsecraft.model.estimate import Estimate
+    from sparsecraft.model.pruning import PruneReport, PruneSummary
     from sparsecraft.model.targets import Targets
 
-RESUME = "Nothing was written; the model directory is as it was."
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-LONGEST_WINDOW = 512
-# What belongs to a model beside its weights and config: tokenizer, processor, generation settings.
-_SIDE_FILES = (".json", ".txt", ".model", ".jinja")
+RESUME = (
+    "Nothing was written to the model directory or to --out. What a run block by block has done is "
+    "kept beside --out; the same command goes on with it."
+)
 
 
 def parser() -> Parser:
@@ -36,28 +52,24 @@ def parser() -> Parser:
             "that loads wherever the first one did: exact zeros, unchanged keys. Masks and\n"
             "settings lie beside it. By default the matrices inside the repeated blocks are\n"
             "pruned and everything else is left out, with the reason. Zeros alone make a model\n"
-            "neither smaller on disk nor faster: `sparsecraft compare` measures that.\n\n"
+            "neither smaller on disk nor faster: `sparsecraft compare` measures that.\n"
+            "A model that does not fit into memory is pruned block by block (--stream); a run\n"
+            "that was interrupted goes on when the same command is given again.\n\n"
             "examples:\n"
             "  sparsecraft prune my-model --method magnitude --sparsity 0.5 --out sparse\n"
             "  sparsecraft prune my-model --method wanda --pattern 2:4 --calibration notes.txt "
             "--out sparse\n"
             "  sparsecraft prune my-model --method random --option allocation=erk --dry-run\n"
-            '  sparsecraft prune my-model --targets "*.mlp.*" --targets "!*.0.*" --out sparse'
+            '  sparsecraft prune my-model --targets "*.mlp.*" --targets "!*.0.*" --out sparse\n'
+            "  sparsecraft prune large-model --method wanda --calibration notes.txt "
+            "--max-memory 8GiB --out sparse"
         ),
     )
     made.add_argument("model", metavar="MODEL", help="model directory, or hub id")
     add_method(made, "magnitude")
-    made.add_argument("--calibration", metavar="TEXT", help="UTF-8 text for methods that need data")
-    made.add_argument(
-        "--max-tokens", type=positive, default=16384, help="calibration tokens at most"
-    )
-    made.add_argument(
-        "--window",
-        type=positive,
-        metavar="TOKENS",
-        help=f"calibration tokens in a row (default: what the model reads, at most "
-        f"{LONGEST_WINDOW})",
-    )
+    add_calibration(made)
+    add_directories(made, kind="sparse")
+    add_streaming(made)
     made.add_argument(
         "--statistics",
         type=Path,
@@ -65,21 +77,16 @@ def parser() -> Parser:
         help="keep the statistics of the layers' inputs there; where they are already, use them, "
         "and try other settings without a new pass of the data",
     )
-    made.add_argument("--seed", type=int, default=0, help="of everything random")
     made.add_argument(
-        "--dtype", choices=DTYPES, default="auto", help="of the weights; auto: as they are saved"
+        "--packed",
+        action="store_true",
+        help="write the weights without their zeros, smaller on disk; sparsecraft.load reads that",
     )
-    made.add_argument("--out", type=Path, metavar="DIR", help="where the sparse model goes")
-    made.add_argument("--overwrite", action="store_true", help="replace --out if it exists")
+    made.add_argument("--again", action="store_true", help="prune on top of an earlier pruning")
     made.add_argument(
         "--dry-run",
         action="store_true",
         help="print every parameter once, with its planned density and the reason, and stop",
-    )
-    made.add_argument(
-        "--allow-pickle",
-        action="store_true",
-        help="load weights that exist only as a pickle, which can run any code",
     )
     return made
 
@@ -87,32 +94,48 @@ def parser() -> Parser:
 def run(arguments: argparse.Namespace) -> int:
     """Prunes, or shows what would be pruned, and returns 0."""
     from sparsecraft.core import catalog
-    from sparsecraft.model.files import refuse_existing
+    from sparsecraft.model.memory import peak_bytes
+    from sparsecraft.model.prunable import check_prunable
     from sparsecraft.model.pruning import check
 
-    if arguments.out is not None:
-        refuse_existing(arguments.out, overwrite=arguments.overwrite)
-    elif not arguments.dry_run:
-        raise InvalidValue("--out DIR is needed: where shall the sparse model go? (or --dry-run)")
+    check_out(arguments, kind="sparse")
     method = catalog.build(arguments.method, **method_options(arguments))
-    needs_data = _needs_data(method)
     if not arguments.dry_run:
-        _check_calibration(arguments, needs_data)
-    model = _load(arguments)
+        _check_calibration(arguments, needs_data(method))
+    notes = check_prunable(arguments.model, again=arguments.again)
+    if streams(arguments, method):
+        return _run_streamed(arguments, method)
+    model = load_model(arguments)
     chosen, found = check(model, method, targets=flattened(arguments.targets))
     if arguments.dry_run:
         _show_plan(model, chosen, found)
         return 0
-    batches = _calibration(model, arguments) if needs_data else []
-    _show_estimate(model, found, chosen, batches)
+    batches = calibration_batches(model, arguments) if needs_data(method) else []
+    _show_estimate(model, found, chosen, batches, arguments)
     report = _prune(model, chosen, arguments, batches)
+    report = replace(report, notes=(*notes, *report.notes))
     _save(model, report, arguments)
     _show_report(report, model, arguments)
+    for line in memory_lines(peak_bytes()):
+        say(line)
     return 0
 
 
-def _needs_data(method: Any) -> bool:
-    return bool(getattr(method, "statistics", ()) or getattr(method, "needs_batches", False))
+def _run_streamed(arguments: argparse.Namespace, method: Method) -> int:
+    from sparsecraft.model.streaming import check_streamable
+
+    skeleton = open_streamed(arguments)
+    if arguments.dry_run:
+        chosen, found = check_streamable(skeleton, method, targets=flattened(arguments.targets))
+        _show_plan(skeleton.model, chosen, found)
+        return 0
+    report = prune_streamed(arguments, method)
+    _show_report(report, skeleton.model, arguments)
+    if report.resumed_at is not None:
+        say(f"went on with an interrupted run at stage {report.resumed_at} of {report.stages}")
+    for line in memory_lines(report.peak_bytes, report.private_bytes):
+        say(line)
+    return 0
 
 
 def _check_calibration(arguments: argparse.Namespace, needs_data: bool) -> None:
@@ -126,52 +149,6 @@ def _check_calibration(arguments: argparse.Namespace, needs_data: bool) -> None:
         raise InvalidValue(
             f"{arguments.method} looks at no data, so --calibration has no effect; leave it out."
         )
-
-
-def _load(arguments: argparse.Namespace) -> nn.Module:
-    from sparsecraft.model.checkpoints import load_pretrained
-
-    dtype = _dtype(arguments.model, arguments.dtype)
-    return load_pretrained(arguments.model, dtype=dtype, allow_pickle=arguments.allow_pickle)
-
-
-def _dtype(source: str, asked: str) -> torch.dtype:
-    import torch
-
-    from sparsecraft.lab.tasks.pretrained import transformers_library
-
-    if asked != "auto":
-        return getattr(torch, asked)
-    try:
-        return (
-            transformers_library("Pruning a model directory")
-            .AutoConfig.from_pretrained(source)
-            .dtype
-            or torch.float32
-        )
-    except (OSError, ValueError):
-        return torch.float32  # load_pretrained says what is wrong with the directory
-
-
-def _calibration(model: nn.Module, arguments: argparse.Namespace) -> list[dict[str, Tensor]]:
-    from sparsecraft.lab.tasks.pretrained import load_tokenizer
-    from sparsecraft.model.calibration_text import read_text, tokenize_text
-
-    text = read_text(arguments.calibration)
-    try:
-        tokenizer = load_tokenizer(arguments.model)
-    except (OSError, ValueError) as error:
-        raise InvalidValue(
-            f"{arguments.model} has no tokenizer, so the text cannot be read to the model. Put "
-            "tokenizer.json there, or prune from Python with your own calibration batches."
-        ) from error
-    window = arguments.window or min(_reads(model), LONGEST_WINDOW, arguments.max_tokens)
-    return tokenize_text(tokenizer, text, window=window, max_tokens=arguments.max_tokens)
-
-
-def _reads(model: nn.Module) -> int:
-    """Returns how many tokens the model can read at once."""
-    return getattr(getattr(model, "config", None), "max_position_embeddings", LONGEST_WINDOW)
 
 
 def _prune(
@@ -195,41 +172,21 @@ def _prune(
 
 
 def _save(model: nn.Module, report: PruneReport, arguments: argparse.Namespace) -> None:
-    from sparsecraft.model.checkpoints import read_settings, save
+    from sparsecraft.model.checkpoints import Form, read_settings, save
 
     source = Path(arguments.model)
     # A model whose shapes its config cannot say stays one.
     compact = source.is_dir() and read_settings(source).get("form") == "compact"
+    form: Form = "packed" if arguments.packed else "compact" if compact else "plain"
     save(
         model,
         arguments.out,
         mask=report.mask,
         settings={"pruning": report.to_json()},
-        form="compact" if compact else "plain",
+        form=form,
         overwrite=arguments.overwrite,
-        extras=_side_files(arguments.model),
+        extras=side_files(arguments.model),
     )
-
-
-def _side_files(source: str) -> Callable[[Path], None]:
-    """Returns what copies the tokenizer and the like into the new directory."""
-
-    def copy(folder: Path) -> None:
-        root = Path(source)
-        if not root.is_dir():
-            from sparsecraft.lab.tasks.pretrained import load_tokenizer
-
-            load_tokenizer(source).save_pretrained(str(folder))
-            return
-        # One level down lie the modules of sentence-transformers ("1_Pooling/config.json").
-        for path in [*root.glob("*"), *root.glob("[0-9]*_*/*")]:
-            target = folder / path.relative_to(root)
-            wanted = path.suffix in _SIDE_FILES and not path.name.endswith(".index.json")
-            if wanted and path.is_file() and not target.exists():
-                target.parent.mkdir(exist_ok=True)
-                shutil.copyfile(path, target)
-
-    return copy
 
 
 def _show_plan(model: nn.Module, method: WeightMethod, targets: Targets) -> None:
@@ -249,9 +206,11 @@ def _show_estimate(
     targets: Targets,
     method: WeightMethod,
     batches: Sequence[Mapping[str, Tensor]],
+    arguments: argparse.Namespace,
 ) -> None:
     from sparsecraft.lab.report.values import duration, size
     from sparsecraft.model.estimate import estimate
+    from sparsecraft.model.memory import room
     from sparsecraft.model.pruning import count_tokens
 
     tokens = count_tokens(batches)
@@ -261,22 +220,48 @@ def _show_estimate(
         f"{method.info.name} on {len(targets)} matrices of {targets.numel} weights:{data} at most "
         f"{size(needed.bytes)} of memory beside the model"
     )
+    left = room(max_memory(arguments))
+    if left is not None and needed.bytes > left.bytes:
+        raise OutOfMemory(
+            f"pruning needs about {size(needed.bytes)} beside the model (statistics "
+            f"{size(needed.statistics_bytes)}, hidden states of {tokens} tokens "
+            f"{size(needed.hidden_bytes)}, copies of matrices {size(needed.work_bytes)}), but "
+            f"{size(max(0, left.bytes))} is left: {left.limit}."
+            f" {_advice(needed, method, left.bytes, tokens)}"
+        )
 
 
-def _show_report(report: PruneReport, model: nn.Module, arguments: argparse.Namespace) -> None:
+def _advice(needed: Estimate, method: WeightMethod, left: int, tokens: int) -> str:
+    """Returns the setting that would fit."""
+    from sparsecraft.core.kinds import Layerwise
+
+    fixed = needed.bytes - needed.hidden_bytes
+    if tokens and fixed < left:
+        return (
+            f"It would fit with --max-tokens {int(tokens * (left - fixed) / needed.hidden_bytes)}."
+        )
+    if isinstance(method, Layerwise):
+        return "Use --stream always, which has one block in memory, or a method with less to keep."
+    return "Use a layer-wise method, which can work block by block (--stream always)."
+
+
+def _show_report(report: PruneSummary, model: nn.Module, arguments: argparse.Namespace) -> None:
     from sparsecraft.cli.prune_tables import achieved, skipped
 
     out = console()
     out.print(achieved(report))
     out.print(skipped(report.targets))
     total = sum(p.numel() for p in model.parameters())
-    zeros = report.mask.numel - report.mask.kept
+    zeros = report.targets.numel - report.kept
     say(
         f"sparsity of the targeted weights: asked {report.asked:.4f}, achieved "
         f"{report.sparsity:.4f}; of all {total} parameters: {zeros / total:.4f}"
     )
     for note in report.notes:
         say(f"note: {note}")
+    if arguments.packed:
+        say(f"written to {arguments.out} without its zeros; sparsecraft.load reads it")
+        return
     say(
         f"written to {arguments.out}. Zeros alone make it neither smaller on disk nor faster: "
         "`sparsecraft compare` measures what they bring on this machine."

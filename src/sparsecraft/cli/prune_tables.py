@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.table import Table
@@ -12,7 +13,7 @@ from sparsecraft.core.kinds import Layerwise, WeightMethod
 from sparsecraft.core.mask import count
 
 if TYPE_CHECKING:
-    from sparsecraft.model.pruning import LayerReport, PruneReport
+    from sparsecraft.model.pruning import LayerReport, PruneSummary
     from sparsecraft.model.targets import Targets
 
 
@@ -48,7 +49,7 @@ def densities(targets: Targets, method: WeightMethod) -> dict[str, float]:
     return {name: (kept[name] + sizes[name] - covered[name]) / sizes[name] for name in kept}
 
 
-def achieved(report: PruneReport) -> Table:
+def achieved(report: PruneSummary) -> Table:
     """Returns one line for each group of like layers, asked and achieved side by side.
 
     What the method reports of layers is averaged over those of the group that it reports of.
@@ -64,8 +65,8 @@ def achieved(report: PruneReport) -> Table:
             name,
             str(len(rows)),
             str(sum(row.numel for row in rows)),
-            _range(asked) if asked else "shared by all",
-            _range([1 - row.achieved for row in rows]),
+            spread(asked) if asked else "shared by all",
+            spread([1 - row.achieved for row in rows]),
             *(_average([row.facts[fact] for row in rows if fact in row.facts]) for fact in facts),
         )
     return table
@@ -87,6 +88,7 @@ def _average(values: list[float]) -> str:
     return f"{sum(values) / len(values):.4g}" if values else "none"
 
 
-def _range(values: list[float]) -> str:
+def spread(values: Sequence[float]) -> str:
+    """Returns one number, or the lowest and the highest of several."""
     low, high = f"{min(values):.4f}", f"{max(values):.4f}"
     return low if low == high else f"{low} to {high}"

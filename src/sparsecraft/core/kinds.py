@@ -540,8 +540,8 @@ class Gate(Method):
         """Changes the model before its places are found, such as by a rotation.
 
         Returns:
-            What takes it back, with `undo()` and a `report` that has `notes` and `to_json()`; None
-            if nothing was changed.
+            What takes it back by `undo()`; None if nothing was changed. If it has a `report`, the
+            `notes` of that are told to the user.
         """
         return None
 
@@ -556,6 +556,10 @@ class Gate(Method):
     def on_gated_inputs(self) -> bool:
         """Returns whether a block is calibrated on what comes through the gated ones before it."""
         return False
+
+    def remarks(self) -> Iterable[str]:
+        """Returns what the report shall say beside the figures, in plain words."""
+        return ()
 
 
 def _most_sparsity(features: int) -> float:

@@ -50,6 +50,8 @@ def sampled_gradients(
 ) -> dict[str, tuple[float, float]]:
     """Returns the mean of dL/da_i over drawn last layers, and its standard error.
 
+    What the other neurons add to the outputs is normal, and is drawn as a whole.
+
     Args:
         activations: (neurons,) the activation a of one example.
         index: i, of the neuron.
@@ -71,15 +73,16 @@ def sampled_gradients(
             f"below {len(activations)} and a label below {classes}"
         )
     a = activations.detach().double().cpu()
+    # The neuron, and one that stands for all others: their sum has the spread s |a_others|.
+    pair = torch.stack([a[index], torch.cat([a[:index], a[index + 1 :]]).norm()])
+    last = deviation * torch.randn(samples, classes, 2, generator=generator, dtype=torch.float64)
+    outputs, column = last @ pair, last[:, :, 0]
     wanted = F.one_hot(torch.tensor(label), classes).double()
-    found: dict[str, list[Tensor]] = {"cross-entropy": [], "squared error": []}
-    for start in range(0, samples, 1000):
-        shape = (min(1000, samples - start), classes, len(a))
-        last = deviation * torch.randn(shape, generator=generator, dtype=torch.float64)
-        outputs, column = last @ a, last[:, :, index]
-        found["cross-entropy"].append(((outputs.softmax(1) - wanted) * column).sum(1))
-        found["squared error"].append(((outputs - wanted) * column).sum(1))
-    return {name: _mean_and_error(torch.cat(values)) for name, values in found.items()}
+    found = {
+        "cross-entropy": ((outputs.softmax(1) - wanted) * column).sum(1),
+        "squared error": ((outputs - wanted) * column).sum(1),
+    }
+    return {name: _mean_and_error(values) for name, values in found.items()}
 
 
 def _mean_and_error(values: Tensor) -> tuple[float, float]:

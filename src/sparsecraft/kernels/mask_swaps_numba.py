@@ -61,7 +61,8 @@ def _by_rows(
     """
     rows = keep.shape[0]
     losses = torch.zeros(2, rows, dtype=torch.float64)
-    swaps = Swaps(keep.clone(), losses[0], losses[1], torch.zeros(rows, dtype=torch.int64))
+    kept = keep.clone(memory_format=torch.contiguous_format)
+    swaps = Swaps(kept, losses[0], losses[1], torch.zeros(rows, dtype=torch.int64))
     whole = [_array(each) for each in (*matrices, keep, *vars(swaps).values())]
     numbers = range(rows)
     bands = shares(numbers, [keep.shape[1]] * rows, PER_THREAD)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sparsecraft.model.blocks import is_conv1d
 from sparsecraft.model.gate_hooks import GateHook, installed
 from sparsecraft.model.gating import remove
-from sparsecraft.model.runtime import DecisionRecord, LayerChoice
+from sparsecraft.model.runtime import DecisionRecord
 from sparsecraft.model.runtime.packed_linear import PackedLinear
 
 Progress = Callable[[str, int, int], None]
@@ -40,14 +40,19 @@ def without_gates(model: Model) -> Model:
     return whole
 
 
-def is_sparse(choice: LayerChoice) -> bool:
-    """Returns whether a layer computes with less than all of its weights."""
-    return choice.chosen.partition(" ")[0] not in (*DENSE_FORMATS, "by_input")
+def is_sparse(form: str) -> bool:
+    """Returns whether the named way to compute a layer leaves out some of its weights.
+
+    Example:
+        >>> is_sparse("bitmask bfloat16"), is_sparse("dense int8")
+        (True, False)
+    """
+    return form.partition(" ")[0] not in (*DENSE_FORMATS, "by_input")
 
 
 def any_sparse(record: DecisionRecord) -> bool:
     """Returns whether any layer computes with less than all of its weights."""
-    return any(map(is_sparse, record.choices))
+    return any(is_sparse(choice.chosen) for choice in record.choices)
 
 
 def as_decoded(gated: Model, packed: nn.Module) -> Model:

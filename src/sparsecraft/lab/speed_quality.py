@@ -1,4 +1,4 @@
-"""What a faster form of a model loses: perplexity and divergence of a decoder, cosine of an encoder.
+"""What a faster form of a model loses: perplexity and KL of a decoder, cosine of an encoder.
 
 The form is compared with the dense model on the same windows of text, window by window, so that the
 interval is that of the difference.
@@ -22,7 +22,6 @@ from sparsecraft.lab.measures.perplexity import check_numbers, score_windows
 from sparsecraft.model.units import evaluating
 
 Progress = Callable[[int, int], None]
-AT_ONCE = 8
 
 
 @dataclass(frozen=True, kw_only=True)

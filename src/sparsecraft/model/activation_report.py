@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -136,10 +136,19 @@ class ActivityReport:
         return "\n".join([head, "|---|---|---|---|---|", *rows, *([""] if notes else []), *notes])
 
 
-def never_zero(layers: Sequence[LayerActivity], threshold: float) -> list[str]:
-    """Returns the notes on layers whose activation is never exactly zero."""
+def never_zero(
+    layers: Sequence[LayerActivity], threshold: float, gated: Collection[str] = ()
+) -> list[str]:
+    """Returns the notes on layers whose activation is never exactly zero.
+
+    Args:
+        layers: What was counted.
+        threshold: Above which.
+        gated: Names of the sites where a gate makes zeros.
+    """
     if threshold > 0:
         return [f"counted are entries of magnitude above {threshold:g}, not exact non-zeros"]
+    layers = [layer for layer in layers if layer.site.name not in gated]
     kinds = dict.fromkeys(layer.site.kind for layer in layers if layer.site.smooth)
     notes = [
         f"{kind} is never exactly zero, so that its share of non-zeros says nothing: give a "

@@ -26,6 +26,7 @@ from torch.utils.hooks import RemovableHandle
 from sparsecraft.core.errors import CheckpointError, InvalidValue, MissingStatistic
 from sparsecraft.model.activation_counts import Counts
 from sparsecraft.model.activation_report import ActivityReport, LayerActivity, never_zero
+from sparsecraft.model.gate_hooks import installed
 from sparsecraft.model.mlp_sites import MLPSite, find_mlp_sites
 from sparsecraft.model.taps import expert_hidden
 from sparsecraft.model.units import evaluating
@@ -169,9 +170,8 @@ class ActivationMonitor:
             )
         unseen = [site.name for site in self.sites if not totals[site.name].tokens]
         notes = [*self._notes, *(f"{name}: no token reached it" for name in unseen)]
-        return ActivityReport(
-            tuple(layers), self.threshold, (*notes, *never_zero(layers, self.threshold))
-        )
+        notes += never_zero(layers, self.threshold, self._gated())
+        return ActivityReport(tuple(layers), self.threshold, tuple(notes))
 
     def state_dict(self) -> dict[str, Any]:
         """Returns counts and curve, to go on with later."""
@@ -189,9 +189,7 @@ class ActivationMonitor:
             CheckpointError: Naming what differs.
         """
         if state.get("format") != _FORMAT:
-            raise CheckpointError(
-                "this is not what monitor.state_dict() of an ActivationMonitor gave"
-            )
+            raise CheckpointError("this is not the state_dict() of an ActivationMonitor")
         if state["threshold"] != self.threshold or set(state["counts"]) != set(self.counts):
             raise CheckpointError(
                 f"the state counts {sorted(state['counts'])[:3]} above {state['threshold']:g}, "
@@ -279,6 +277,11 @@ class ActivationMonitor:
     def _drops(self, site: MLPSite) -> bool:
         scope = self.model.get_submodule(site.name) if site.second else self.model
         return any(isinstance(each, nn.Dropout) and each.p > 0 for each in scope.modules())
+
+    def _gated(self) -> set[str]:
+        """Returns the sites whose activation has a gate on it."""
+        gates = installed(self.model)
+        return {site.name for site in self.sites if {site.activation, site.second} & set(gates)}
 
     def _note(self, text: str) -> None:
         self._notes[text] = None

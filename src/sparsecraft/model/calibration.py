@@ -20,8 +20,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from sparsecraft.core.errors import MissingStatistic
-from sparsecraft.core.statistics import Statistic
+from sparsecraft.core.errors import InvalidValue, MissingStatistic
+from sparsecraft.core.statistics import InputVariance, Statistic
 from sparsecraft.model.block_calls import (
     BlockSource,
     Call,
@@ -98,13 +98,23 @@ def usable_batches(wanted: Sequence[type[Statistic]], batches: Sequence[Batch]) 
 
     Raises:
         MissingStatistic: If there are none, naming the statistics that need them.
+        InvalidValue: If texts are too short for what is asked of them.
     """
     if not batches:
         raise MissingStatistic(
             f"{', '.join(kind.__name__ for kind in wanted)} of the layer inputs is needed, "
             "but no calibration data was given (calibration=..., --calibration text.txt)"
         )
+    if InputVariance in wanted and any(_single_tokens(batch) for batch in batches):
+        raise InvalidValue(
+            "the variance of the inputs within a text is needed, but a calibration text has one "
+            "token; give sequences of at least 2 tokens"
+        )
     return [{k: v for k, v in batch.items() if k != "labels"} for batch in batches]
+
+
+def _single_tokens(batch: Batch) -> bool:
+    return "input_ids" in batch and batch["input_ids"].shape[-1] < 2
 
 
 @dataclass(frozen=True)

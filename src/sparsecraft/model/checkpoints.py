@@ -23,13 +23,20 @@ from sparsecraft.core.mask import Mask
 from sparsecraft.model.augmentation import augment, augmentations
 from sparsecraft.model.files import atomic_directory, refuse_existing
 from sparsecraft.model.gate_files import GATES, describe_gates, read_gates, write_gates
-from sparsecraft.model.packed import safetensors_bytes
+from sparsecraft.model.packed import (
+    PACKED,
+    load_packed,
+    masks_in_weights,
+    packed_masks,
+    safetensors_bytes,
+    save_packed,
+)
 
 CONFIG = "sparsecraft_config.json"
 MASKS = "masks.safetensors"
 _VERSION = 1
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "model.pth")
-Form = Literal["plain", "compact", "augmented"]
+Form = Literal["plain", "compact", "augmented", "packed"]
 TRAINING_SETTINGS = {"version": _VERSION, "form": "training"}
 """What marks a folder as a checkpoint in the middle of a training."""
 
@@ -58,19 +65,9 @@ def load_pretrained(
     path = Path(source)
     if path.is_dir():
         settings = read_settings(path)
-        if settings.get("form") == "training":
-            raise CheckpointError(
-                f"{path} is a checkpoint in the middle of a sparse training: its weights are raw, "
-                "not those of a finished model. Resume the training and finalize it."
-            )
-        if "task" in settings and not (path / "config.json").is_file():
-            raise CheckpointError(
-                f"{path} holds a plain torch model of the task {settings['task']}, and no config "
-                "that says how it is built: load it with "
-                f"sparsecraft.lab.finished.load_finished({str(path)!r})"
-            )
+        refuse_unfinished(path, settings)
         check_directory(path, allow_pickle=allow_pickle)
-        if settings.get("form") in ("compact", "augmented"):
+        if settings.get("form") in ("compact", "augmented", "packed"):
             return _load_changed(path, settings, dtype)
     elif path.exists():
         raise CheckpointError(f"{path} is a file; give the directory that holds config.json")
@@ -111,8 +108,11 @@ def load(directory: str | Path, *, dtype: torch.dtype = torch.float32) -> nn.Mod
 
 def load_mask(directory: str | Path) -> Mask | None:
     """Returns the masks saved beside a model, or None if there are none."""
-    path = Path(directory) / MASKS
-    return read_mask(path) if path.is_file() else None
+    path = Path(directory)
+    found = dict(read_mask(path / MASKS)) if (path / MASKS).is_file() else {}
+    names = read_settings(path).get("masks_in_weights", [])
+    found |= packed_masks(path / PACKED, names) if names else {}
+    return Mask(found) if found else None
 
 
 def read_mask(path: Path) -> Mask:
@@ -148,7 +148,8 @@ def save(
         mask: What was pruned; verified first, then written beside the weights.
         settings: Written into `sparsecraft_config.json`.
         form: "plain" if the model's own config says its shapes, "compact" if not, "augmented" if
-            it has modules of sparsecraft beside its own.
+            it has modules of sparsecraft beside its own; "packed" writes any of them without its
+            zeros, and a mask only where the zeros do not say it.
         overwrite: Whether a directory that exists is replaced.
         extras: Called with the folder to add files to, such as a tokenizer.
 
@@ -163,19 +164,21 @@ def save(
     refuse_existing(target, overwrite=overwrite)
     if mask is not None:
         mask.verify(dict(model.named_parameters()))
-    if form != "augmented":
+    if form not in ("augmented", "packed"):
         _refuse_augmented(model, form)
     described = {"version": _VERSION, "form": form, **dict(settings or {})}
-    if form == "compact" and hasattr(model, "config"):
+    if form in ("compact", "packed") and hasattr(model, "config"):
         described["modules"] = _changed_attributes(model)
-    if form == "augmented":
+    if form in ("augmented", "packed"):
         described["augmentations"] = augmentations(model)
         described["gates"] = describe_gates(model)
+    if form == "packed" and mask is not None:
+        described["masks_in_weights"], mask = masks_in_weights(model, mask)
     with atomic_directory(target, overwrite=overwrite) as folder:
         _write_weights(model, folder, form)
-        if mask is not None:
+        if mask:
             (folder / MASKS).write_bytes(mask_bytes(mask))
-        if form == "augmented":
+        if form in ("augmented", "packed"):
             write_gates(model, folder)
         (folder / CONFIG).write_text(json.dumps(described, indent=2, default=str) + "\n")
         if extras is not None:
@@ -217,6 +220,31 @@ def _refuse_augmented(model: nn.Module, form: Form) -> None:
         raise CheckpointError(
             f"the model's gates would be lost in the form {form!r}: save it with "
             'form="augmented", which sparsecraft.load reads, or take them out with undo()'
+        )
+
+
+def plain_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what `sparsecraft_config.json` holds beside a plain model with these settings."""
+    return {"version": _VERSION, "form": "plain", **dict(settings)}
+
+
+def refuse_unfinished(path: Path, settings: Mapping[str, Any]) -> None:
+    """Raises CheckpointError if a folder is no finished model that a config describes.
+
+    Args:
+        path: The folder.
+        settings: What its `sparsecraft_config.json` holds.
+    """
+    if settings.get("form") == "training":
+        raise CheckpointError(
+            f"{path} is a checkpoint in the middle of a sparse training: its weights are raw, "
+            "not those of a finished model. Resume the training and finalize it."
+        )
+    if "task" in settings and not (path / "config.json").is_file():
+        raise CheckpointError(
+            f"{path} holds a plain torch model of the task {settings['task']}, and no config "
+            "that says how it is built: load it with "
+            f"sparsecraft.lab.finished.load_finished({str(path)!r})"
         )
 
 
@@ -313,19 +341,24 @@ def _write_weights(model: Any, folder: Path, form: Form) -> None:
             with quiet():
                 model.save_pretrained(str(folder))
         else:
-            _write_own_keys(model, folder)
+            _write_own_keys(model, folder, packed=form == "packed")
     except SafetensorError as error:
         # The library's own error for a disk that is full; atomic_directory reports it.
         raise OSError(str(error)) from error
 
 
-def _write_own_keys(model: Any, folder: Path) -> None:
+def _write_own_keys(model: Any, folder: Path, *, packed: bool) -> None:
     """Writes config and weights with the module's keys, which save_pretrained renames for some."""
     from safetensors.torch import save_model
 
     if hasattr(model, "config"):
         model.config.architectures = [type(model).__name__]
         model.config.save_pretrained(str(folder))
+    if getattr(model, "generation_config", None) is not None:
+        model.generation_config.save_pretrained(str(folder))
+    if packed:
+        save_packed(model, folder / PACKED)
+        return
     save_model(model, str(folder / "model.safetensors"), metadata={"format": "pt"})
 
 
@@ -356,7 +389,7 @@ def _load_changed(path: Path, settings: Mapping[str, Any], dtype: torch.dtype) -
             setattr(modules[name], key, value)
     augment(model, settings.get("augmentations", {}))
     modules = dict(model.named_modules())
-    state: dict[str, Tensor] = {}
+    state: dict[str, Tensor] = load_packed(path / PACKED) if settings["form"] == "packed" else {}
     for shard in sorted(path.glob("model*.safetensors")):
         state.update(load_file(str(shard)))
     for name, tensor in state.items():
@@ -375,6 +408,8 @@ def _load_changed(path: Path, settings: Mapping[str, Any], dtype: torch.dtype) -
             f"surplus {surplus[:3]}"
         )
     model.to(dtype).eval()
+    if (path / "generation_config.json").is_file():
+        model.generation_config = transformers.GenerationConfig.from_pretrained(str(path))
     if settings.get("gates"):
         read_gates(model, path, settings["gates"])
     return model

@@ -61,7 +61,7 @@ def atomic_directory(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     try:
         yield temporary
         temporary.chmod(0o777 & ~_umask())
-        _replace(temporary, path)
+        replace_directory(temporary, path)
     except OSError as error:
         raise CheckpointError(
             f"could not write {path}: {error.strerror or error}. "
@@ -83,8 +83,8 @@ def refuse_existing(path: Path, *, overwrite: bool) -> None:
         )
 
 
-def _replace(new: Path, path: Path) -> None:
-    """Puts the new folder in the place of the old one, in one step where the system can."""
+def replace_directory(new: Path, path: Path) -> None:
+    """Puts a new folder in the place of an old one or of none, in one step where the system can."""
     if not path.exists():
         new.rename(path)
         return

@@ -166,9 +166,7 @@ def _hooks(model: nn.Module) -> Iterator[tuple[str, InstalledGate]]:
                 yield name, hook
 
 
-def _shapes(
-    model: nn.Module, places: Mapping[Place, ActivationGate]
-) -> dict[str, SequenceShape]:
+def _shapes(model: nn.Module, places: Mapping[Place, ActivationGate]) -> dict[str, SequenceShape]:
     """Returns block name to what knows its sequences, where a gate spares tokens by place."""
     needed = {p.block for p, gate in places.items() if p.block and gate.prefill < 1}
     found: dict[str, SequenceShape] = {}

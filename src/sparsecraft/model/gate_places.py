@@ -201,7 +201,7 @@ def _refused(model: nn.Module, name: str, module: nn.Module, parts: Sequence[Tar
         return "torch's MultiheadAttention multiplies without calling its layers; it stays dense"
     if not is_linear(module):
         return f"a {type(module).__name__} does not multiply tokens by a matrix; it stays dense"
-    if sum(part.numel for part in parts) != module.weight.numel():  # type: ignore[union-attr, operator]
+    if sum(part.numel for part in parts) != module.weight.numel():  # type: ignore[operator]
         return "its parts have one input and are gated together: select all of them, or none"
     return ""
 
@@ -211,9 +211,7 @@ def _orthogonal(model: nn.Module) -> Callable[[str], bool]:
     if rotated_blocks(model):
         return orthogonal_layers(model).__contains__
     gates = _gate_matrices(model)
-    return lambda name: (
-        name in gates or name.rpartition(".")[2] in _KEYS or _is_fused(model, name)
-    )
+    return lambda name: name in gates or name.rpartition(".")[2] in _KEYS or _is_fused(model, name)
 
 
 def _is_fused(model: nn.Module, name: str) -> bool:
@@ -283,7 +281,9 @@ def _checked(chosen: list[Place], skipped: list[tuple[str, str]]) -> Places:
 
 
 def _block_names(model: nn.Module) -> list[str]:
-    return [f"{name}.{i}" for name, blocks in find_blocks(model).items() for i in range(len(blocks))]
+    return [
+        f"{name}.{i}" for name, blocks in find_blocks(model).items() for i in range(len(blocks))
+    ]
 
 
 def _block_of(name: str, blocks: Sequence[str]) -> str:

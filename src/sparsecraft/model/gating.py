@@ -25,9 +25,11 @@ from sparsecraft.core.greedy_allocation import AllocationRow
 from sparsecraft.core.kinds import Gate, Method
 from sparsecraft.model.gate_calibration import Fitted, fit_gates
 from sparsecraft.model.gate_hooks import Origin, install, installed, installed_gates, remove
+from sparsecraft.model.gate_memory import check_memory, gate_memory
 from sparsecraft.model.gate_places import Places, find_activation_places, find_input_places
 from sparsecraft.model.gate_report import PlaceReport, SparsityReport, sparsity_report
 from sparsecraft.model.pruning import count_tokens
+from sparsecraft.model.rotated_block import rotated_blocks
 from sparsecraft.model.rotation_requirements import quantised
 from sparsecraft.model.targets import Select
 
@@ -82,6 +84,11 @@ class GateReport:
         """The same over all calibration tokens, those spared at the beginning of a text too."""
         return SparsityReport(self.rows, self.calibration_tokens).whole_text
 
+    @property
+    def flops(self) -> tuple[int, int]:
+        """(needed, dense) operations of the gated products of a token; a multiply-add is two."""
+        return SparsityReport(self.rows, self.calibration_tokens).flops
+
     def to_json(self) -> dict[str, Any]:
         """Returns it as plain values."""
         return {
@@ -108,12 +115,12 @@ class Gated:
     Args:
         model: The model itself, changed in place.
         report: What was done.
-        rotation: What the method prepared the model with, or None.
+        preparation: What the method did to the model first, such as a `Rotation`, or None.
     """
 
     model: nn.Module
     report: GateReport
-    rotation: Any = None
+    preparation: Any = None
 
     @property
     def gates(self) -> dict[str, ActivationGate]:
@@ -121,11 +128,11 @@ class Gated:
         return {name: hook.gate for name, hook in installed(self.model).items()}
 
     def undo(self) -> nn.Module:
-        """Takes the gates out and the rotation back, and returns the model as it was."""
+        """Takes the gates out and what the method prepared back, and returns the model as it was."""
         remove(self.model)
-        if self.rotation is not None:
-            self.rotation.undo()
-            self.rotation = None
+        if self.preparation is not None:
+            self.preparation.undo()
+            self.preparation = None
         return self.model
 
     def save(self, directory: str | Path, *, overwrite: bool = False) -> Path:
@@ -133,9 +140,7 @@ class Gated:
         from sparsecraft.model.checkpoints import save
 
         settings = {"gating": self.report.to_json()}
-        return save(
-            self.model, directory, settings=settings, form="augmented", overwrite=overwrite
-        )
+        return save(self.model, directory, settings=settings, form="augmented", overwrite=overwrite)
 
     def __enter__(self) -> Gated:
         return self
@@ -185,12 +190,14 @@ def gate(
     """
     begin = time.perf_counter()
     batches = list(calibration or ())
-    chosen, _ = check(model, method, targets=targets, calibrated=bool(batches), **options)
+    chosen, found = check(model, method, targets=targets, calibrated=bool(batches), **options)
+    tokens = count_tokens(batches)
+    check_memory(gate_memory(model, chosen, found, tokens), tokens)
     modes = {module: module.training for module in model.modules()}
-    rotation = chosen.prepare(model)
+    prepared = chosen.prepare(model)
     try:
         places = _places(model, chosen, targets)
-        origin = _origin(chosen, seed, batches, rotated=rotation is not None)
+        origin = _origin(chosen, seed, batches, rotated=bool(rotated_blocks(model)))
         with torch.no_grad():
             fitted = fit_gates(model, chosen, places, batches, origin, progress)
         remove(model)
@@ -198,8 +205,8 @@ def gate(
         rows = _rows(model, batches)
     except BaseException:
         remove(model)
-        if rotation is not None:
-            rotation.undo()
+        if prepared is not None:
+            prepared.undo()
         raise
     finally:
         for module, mode in modes.items():
@@ -210,11 +217,11 @@ def gate(
         skipped=places.skipped,
         seconds=time.perf_counter() - begin,
         seed=seed,
-        calibration_tokens=count_tokens(batches),
+        calibration_tokens=tokens,
         searches=fitted.searches,
-        notes=tuple(_notes(chosen, fitted, batches, rotation)),
+        notes=tuple(_notes(chosen, fitted, batches, prepared)),
     )
-    return Gated(model, report, rotation)
+    return Gated(model, report, prepared)
 
 
 def check(
@@ -328,9 +335,7 @@ def _rows(model: nn.Module, batches: Sequence[Batch]) -> tuple[PlaceReport, ...]
     )
 
 
-def _notes(
-    method: Gate, fitted: Fitted, batches: Sequence[Batch], rotation: Any
-) -> list[str]:
+def _notes(method: Gate, fitted: Fitted, batches: Sequence[Batch], prepared: Any) -> list[str]:
     notes = list(fitted.notes)
     tokens = count_tokens(batches)
     if not batches:
@@ -340,6 +345,7 @@ def _notes(
             f"thresholds were chosen on {tokens} tokens, fewer than {FEW_TOKENS}: on other text "
             "the sparsity may differ from what was asked"
         )
-    if rotation is not None:
-        notes += rotation.report.notes
-    return [*notes, SIMULATED]
+    done = getattr(prepared, "report", None)
+    if done is not None:
+        notes += done.notes
+    return [*notes, *method.remarks(), SIMULATED]

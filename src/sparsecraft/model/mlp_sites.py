@@ -79,9 +79,8 @@ def find_mlp_sites(model: nn.Module, select: str | Sequence[str] | None = None) 
     """
     modules = dict(model.named_modules(remove_duplicate=False))
     found = [*_in_blocks(model, modules)] or [
-        MLPSite(name, name, "output", name, type(module).__name__)
-        for name, module in model.named_modules()
-        if is_activation(module)
+        MLPSite(name, name, "output", name, type(modules[name]).__name__)
+        for name in _activations(dict(model.named_modules()))
     ]
     if select is not None:
         patterns = [select] if isinstance(select, str) else list(select)
@@ -108,12 +107,19 @@ def is_activation(module: nn.Module) -> bool:
     return leaf and any(hint in kind for hint in _HINTS)
 
 
+def _activations(modules: Mapping[str, nn.Module]) -> list[str]:
+    """Returns the names of the activations; of one inside another the outer one."""
+    found = [name for name, module in modules.items() if is_activation(module)]
+    return [name for name in found if not any(name.startswith(f"{other}.") for other in found)]
+
+
 def _in_blocks(model: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[MLPSite]:
     """Yields the sites inside the repeated blocks; shared activations are seen at the input."""
     found: list[MLPSite] = []
     for list_name, blocks in find_blocks(model).items():
         for index, block in enumerate(blocks):
-            found += _of_block(f"{list_name}.{index}", block, modules)
+            name = f"{list_name}.{index}" if list_name else str(index)
+            found += _of_block(name, block, modules)
     uses = [id(modules[site.activation]) for site in found if site.activation]
     for site in found:
         shared = site.activation and uses.count(id(modules[site.activation])) > 1
@@ -174,13 +180,7 @@ def _site(
 ) -> MLPSite:
     hidden, width = sizes
     scope = _common(first[0], second)
-    inside = [
-        name
-        for name, module in modules.items()
-        if name.startswith(f"{scope}.") and is_activation(module)
-    ]
-    # A wrapped activation lies inside its wrapper; only the outermost counts.
-    inside = [name for name in inside if not any(name.startswith(f"{o}.") for o in inside)]
+    inside = [name for name in _activations(modules) if name.startswith(f"{scope}.")]
     only = inside[0] if len(inside) == 1 else ""
     return MLPSite(
         name=scope,
@@ -227,7 +227,8 @@ def _selected(
         return found
     plain = [name for name in modules if name and fnmatch.fnmatchcase(name, pattern)]
     if not plain:
-        near = closest(pattern.strip("*."), [site.name for site in sites] + list(modules))
+        parts = {part for name in modules for part in (name, *name.split("."))}
+        near = closest(pattern.strip("*."), parts)
         hint = f" Closest: {', '.join(near)}." if near else ""
         raise NoMatch(f"targets {pattern!r} match no MLP and no module.{hint}")
     return [

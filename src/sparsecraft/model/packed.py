@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from sparsecraft.core.errors import CheckpointError
-from sparsecraft.core.mask import pack_bits, unpack_bits
+from sparsecraft.core.mask import Mask, pack_bits, unpack_bits
 from sparsecraft.model.files import write_atomic
 
+PACKED = "packed.safetensors"
 _VERSION = "1"
 
 
@@ -41,8 +42,7 @@ def pack_state(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str
             continue
         first[where] = name
         dense = tensor.detach().cpu().contiguous()
-        # A negative zero is not exact: its sign bit would be lost, so it counts as a value.
-        keep = (dense != 0) | torch.signbit(dense) if dense.is_floating_point() else dense != 0
+        keep = _kept(dense)
         if _shrinks(keep, dense.element_size()):
             tensors[f"{name}.bits"] = pack_bits(keep)
             tensors[f"{name}.values"] = dense[keep]
@@ -64,8 +64,7 @@ def unpack_state(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> 
     Raises:
         CheckpointError: If the metadata are not those of a packed file of this version.
     """
-    if metadata.get("sparsecraft_packed") != _VERSION:
-        raise CheckpointError("not a packed sparsecraft file of version 1; load it as it is")
+    _check_version(metadata)
     shapes = {name: tuple(shape) for name, shape in json.loads(metadata["shapes"]).items()}
     state: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
@@ -103,6 +102,36 @@ def load_packed(path: Path) -> dict[str, Tensor]:
         return unpack_state(tensors, file.metadata() or {})
 
 
+def masks_in_weights(model: nn.Module, mask: Mask) -> tuple[list[str], Mask]:
+    """Returns the names of the masks that the packed weights tell, and the masks that they do not.
+
+    A mask is told where exactly its kept entries are stored: one that keeps a weight which happens
+    to be zero is not, nor one of a tensor that would not shrink.
+    """
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    told: list[str] = []
+    for name, keep in mask.items():
+        kept = _kept(parameters[name].detach().cpu())
+        if torch.equal(kept, keep.cpu()) and _shrinks(kept, parameters[name].element_size()):
+            told.append(name)
+    return told, Mask({name: keep for name, keep in mask.items() if name not in told})
+
+
+def packed_masks(path: Path, names: Sequence[str]) -> dict[str, Tensor]:
+    """Returns the masks of these tensors from the bits of a packed file."""
+    from safetensors import safe_open
+
+    with safe_open(str(path), "pt") as file:
+        metadata = file.metadata() or {}
+        _check_version(metadata)
+        shapes, aliases = json.loads(metadata["shapes"]), json.loads(metadata["aliases"])
+        sources = {name: aliases.get(name, name) for name in names}
+        return {
+            name: unpack_bits(file.get_tensor(f"{source}.bits"), tuple(shapes[source]))
+            for name, source in sources.items()
+        }
+
+
 def safetensors_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
     """Returns the content of a safetensors file, the same bytes for the same tensors.
 
@@ -121,6 +150,16 @@ def safetensors_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 
 def _serialised(model: nn.Module) -> bytes:
     return safetensors_bytes(*pack_state(model.state_dict()))
+
+
+def _check_version(metadata: Mapping[str, str]) -> None:
+    if metadata.get("sparsecraft_packed") != _VERSION:
+        raise CheckpointError("not a packed sparsecraft file of version 1; load it as it is")
+
+
+def _kept(dense: Tensor) -> Tensor:
+    """Returns which entries are stored: a negative zero too, whose sign bit would be lost."""
+    return (dense != 0) | torch.signbit(dense) if dense.is_floating_point() else dense != 0
 
 
 def _shrinks(keep: Tensor, item: int) -> bool:

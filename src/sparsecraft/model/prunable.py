@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsecraft.core.errors import CheckpointError
-from sparsecraft.model.checkpoints import MASKS, read_settings
+from sparsecraft.model.checkpoints import MASKS, read_settings, refuse_unfinished
 
 _LOW_BITS = ("F8", "F6", "F4", "U4", "I4")
 _INTEGERS = ("I8", "U8", "I16", "U16", "I32", "U32")
@@ -31,8 +31,9 @@ def check_prunable(source: str | Path, *, again: bool = False) -> tuple[str, ...
     if not path.is_dir():
         return ()
     settings = read_settings(path)
+    refuse_unfinished(path, settings)
     _refuse_changed(path, settings)
-    _refuse_quantised(path)
+    refuse_quantised(path)
     before = _pruned_before(path, settings)
     if before and not again:
         raise CheckpointError(
@@ -44,7 +45,7 @@ def check_prunable(source: str | Path, *, again: bool = False) -> tuple[str, ...
 
 
 def _refuse_changed(path: Path, settings: dict[str, Any]) -> None:
-    if "gating" in settings or "gates" in settings:
+    if "gating" in settings or settings.get("gates"):
         raise CheckpointError(
             f"{path} is a gated model: its thresholds were calibrated for its weights as they "
             "are, and its gates would be lost. Prune the model first, then gate the pruned one."
@@ -73,22 +74,28 @@ def _pruned_before(path: Path, settings: dict[str, Any]) -> str:
     return f"it has a {MASKS}" if (path / MASKS).is_file() else ""
 
 
-def _refuse_quantised(path: Path) -> None:
+def refuse_quantised(path: Path, verb: str = "prune") -> None:
+    """Raises CheckpointError if a model directory holds codes in place of weights.
+
+    Args:
+        path: The directory.
+        verb: What was to be done with it, "prune" or "gate".
+    """
     config = _json(path / "config.json")
     described = config.get("quantization_config") or config.get("compression_config")
     if described:
         method = described.get("quant_method") if isinstance(described, dict) else None
         raise CheckpointError(
             f"{path} is quantised ({method or 'its config.json has a quantization_config'}): what "
-            "it stores are codes, whose zeros are not zeros of the weights. Prune the model that "
-            "it was quantised from, and quantise the pruned one."
+            f"it stores are codes, whose zeros are not zeros of the weights. {verb.capitalize()} the "
+            f"model that it was quantised from, and quantise the {verb}d one."
         )
     for name, kind in _types(path):
         last = name.rpartition(".")[2]
         if kind.startswith(_LOW_BITS) or (kind in _INTEGERS and "weight" in last):
             raise CheckpointError(
-                f"{path} is quantised: {name} is of the type {kind}. Prune the model in float32, "
-                "bfloat16 or float16, and quantise the pruned one."
+                f"{path} is quantised: {name} is of the type {kind}. {verb.capitalize()} the model in "
+                f"float32, bfloat16 or float16, and quantise the {verb}d one."
             )
 
 

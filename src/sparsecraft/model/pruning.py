@@ -79,7 +79,7 @@ def prune(
         0.75
     """
     chosen, found = check(model, method, targets=targets, **options)
-    batches = _limited(list(calibration or ()), max_tokens)
+    batches = limited(list(calibration or ()), max_tokens)
     begin = time.perf_counter()
     with torch.no_grad():
         if isinstance(chosen, Layerwise):
@@ -310,7 +310,7 @@ def _prune_model(
     return Outcome(masks, notes, {name: each.facts for name, each in outcome.items()})
 
 
-def _limited(batches: list[Batch], max_tokens: int | None) -> list[Batch]:
+def limited(batches: list[Batch], max_tokens: int | None) -> list[Batch]:
     """Returns the first batches that hold at most `max_tokens` tokens, at least one."""
     if max_tokens is None:
         return batches

@@ -55,14 +55,23 @@ def find_roles(
 
 def _attention(model: nn.Module, batch: Mapping[str, Any] | None) -> set[str]:
     """Returns the names of the parameters that own rows or columns of a head."""
+    # PyTorch's own attention is one operation, through which heads cannot be followed.
+    known = {
+        f"{name}.{own}"
+        for name, module in model.named_modules()
+        if isinstance(module, nn.MultiheadAttention)
+        for own, _ in module.named_parameters()
+    }
     try:
         groups = find_units(model, None if batch is None else _small(batch), ("heads",))
     except NoMatch as error:
+        if known:
+            return known
         raise NoMatch(
             f"which layers of {type(model).__name__} are attention cannot be told: {error} Name "
             "the layers by a glob instead, such as '*.attn.*'."
         ) from error
-    return {each.parameter for group in groups for each in group.slices}
+    return known | {each.parameter for group in groups for each in group.slices}
 
 
 def _small(batch: Mapping[str, Any]) -> dict[str, Any]:

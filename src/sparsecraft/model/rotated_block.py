@@ -31,6 +31,7 @@ class Shortcut(nn.Linear):
         like: Gives device and dtype.
 
     Example:
+        >>> import torch
         >>> shortcut = Shortcut(2, like=torch.zeros(1))
         >>> _ = shortcut.weight.data.copy_(torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
         >>> shortcut(torch.tensor([1.0, 2.0])).tolist()

@@ -69,11 +69,6 @@ class Rotation:
         """Names of the layers whose columns are orthogonal."""
         return orthogonal_layers(self.model)
 
-    @property
-    def remarks(self) -> tuple[str, ...]:
-        """What a report should say of it, in plain words."""
-        return self.report.notes
-
     @torch.no_grad()
     def undo(self) -> None:
         """Gives the model its weights, ties and classes back, bit for bit.

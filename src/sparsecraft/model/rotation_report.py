@@ -93,6 +93,7 @@ def off_diagonal(weight: Tensor) -> float:
         weight: (outputs, inputs).
 
     Example:
+        >>> import torch
         >>> off_diagonal(torch.tensor([[1.0, 0.0], [0.0, 2.0]]))
         0.0
     """

@@ -28,9 +28,30 @@ def test_results_are_in_range_of_the_seed_and_worse_with_the_severity(kind):
     assert torch.equal(IMAGES, before)
 
 
-@pytest.mark.parametrize("kind", ["noise", "shift", "occlusion"])
+@pytest.mark.parametrize("kind", ["noise", "impulse", "shot", "shift", "occlusion"])
 def test_another_seed_draws_otherwise(kind):
     assert not torch.equal(corrupt(IMAGES, kind, 3, 1), corrupt(IMAGES, kind, 3, 2))
+
+
+def test_impulses_are_black_or_white_as_often_as_said():
+    image = torch.full((1, 1, 200, 200), 0.5)
+    found = corrupt(image, "impulse", 4)
+    black, white, grey = ((found == value).float().mean().item() for value in (0.0, 1.0, 0.5))
+    assert black == pytest.approx(0.1, abs=0.01)
+    assert white == pytest.approx(0.1, abs=0.01)
+    assert grey == pytest.approx(0.8, abs=0.02)
+
+
+def test_shots_are_counts_whose_spread_grows_with_the_brightness():
+    image = torch.tensor([0.0, 0.25, 0.5]).view(1, 1, 3, 1).expand(1, 1, 3, 20000)
+    found = corrupt(image, "shot", 2)  # 24 photons for white
+    counts = found * 24
+    torch.testing.assert_close(counts, counts.round(), atol=1e-4, rtol=0)
+    black, dark, bright = found[0, 0]
+    assert float(black.max()) == 0
+    assert float(dark.mean()) == pytest.approx(0.25, abs=0.005)
+    assert float(dark.var()) == pytest.approx(0.25 / 24, rel=0.05)
+    assert float(bright.var()) == pytest.approx(0.5 / 24, rel=0.05)
 
 
 def test_contrast_and_blur_by_hand():

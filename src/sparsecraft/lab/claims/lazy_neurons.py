@@ -1,7 +1,7 @@
 """The measurements of claim 05: how sparsity emerges in training, and what top-k MLPs bring.
 
-Shares of non-zeros are taken on data that was not trained on, in evaluation mode, before the first
-step and at some steps of the training. Top-k networks compute with k entries of each token's
+Shares of non-zeros are taken in evaluation mode, before the first step and at some steps of the
+training. Top-k networks compute with k entries of each token's
 activation from the first step on; their controls are the plain ReLU network, one whose MLPs have
 only k units, and one that keeps k random entries of each token.
 """
@@ -20,6 +20,7 @@ from sparsecraft.lab.claims import digits, source_bytes
 from sparsecraft.lab.claims.data_controls import GaussianClasses, noisy_labels, random_inputs
 from sparsecraft.lab.claims.relu_transformers import PatchClassifier, ReluDecoder, initialise
 from sparsecraft.lab.measures import evaluate_robustness
+from sparsecraft.lab.tasks.training import seeded
 from sparsecraft.model.activation_sparsity import ActivationMonitor
 from sparsecraft.model.topk_mlp import TopKMLP
 
@@ -70,19 +71,16 @@ def language_emergence(settings: Mapping[str, Any], seed: int) -> dict[str, floa
 def digit_emergence(settings: Mapping[str, Any], seed: int) -> dict[str, float]:
     """Returns the shares of non-zeros of a 2-layer MLP on digits by step, and what it learned.
 
+    It learns all images that are not of the test part, and is looked at on them; layers begin as
+    torch draws them.
+
     Args:
         settings: "data" ("true labels", "random labels", "random inputs" or "infinite data"),
             "hidden" units, "steps", "rate" and "marks".
         seed: Of everything random.
     """
     batches, probe = _digit_batches(settings["data"], seed)
-    model = nn.Sequential(
-        nn.Flatten(),
-        nn.Linear(64, settings["hidden"]),
-        nn.ReLU(),
-        nn.Linear(settings["hidden"], digits.CLASSES),
-    )
-    initialise(model, seed)
+    model = seeded(lambda: _two_layers(settings["hidden"]), seed)
     optimizer = torch.optim.Adam(model.parameters(), lr=settings["rate"])
     watch = _Watch(model, [{"input": probe}], settings["marks"])
     optimizer.register_step_post_hook(watch.after_step)
@@ -108,7 +106,7 @@ def robustness(settings: Mapping[str, Any], seed: int) -> dict[str, float]:
         seed: Of everything random.
     """
     data = digits.load_digits(seed)
-    tried = []
+    tried: list[tuple[float, int, float, PatchClassifier]] = []
     for rate in settings["rates"]:
         model = _classifier(settings, data.train, seed, rate)
         tried.append((digits.accuracy(model, data.validation), -len(tried), rate, model))
@@ -125,7 +123,7 @@ def robustness(settings: Mapping[str, Any], seed: int) -> dict[str, float]:
         **found,
         "validation accuracy": best,
         "learning rate": rate,
-        SHARE: report.nonzero,
+        "active share": report.nonzero,
         "second product, MFLOP": report.flops["second"] / 1e6,
     }
 
@@ -170,30 +168,36 @@ def _mlp(settings: Mapping[str, Any], width: int, seed: int) -> nn.Module:
     return layer
 
 
+def _two_layers(hidden: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(64, hidden), nn.ReLU(), nn.Linear(hidden, digits.CLASSES)
+    )
+
+
 Draw = Callable[[int], tuple[Tensor, Tensor]]
 
 
 def _digit_batches(kind: str, seed: int) -> tuple[Draw, Tensor]:
     """Returns what draws the batch of a step, and inputs of the same kind to look at."""
     data = digits.load_digits(seed)
-    images, labels, probe = data.train.images, data.train.labels, data.validation.images
+    images = torch.cat([data.train.images, data.validation.images])
+    labels = torch.cat([data.train.labels, data.validation.labels])
     if kind == "infinite data":
         process = GaussianClasses.fitted(images, labels)
         draw = generator(seed, "infinite data")
-        probe, _ = process.draw(len(probe), generator(seed, "infinite data", "probe"))
-        return lambda step: process.draw(MLP_BATCH, draw), probe
+        fresh, _ = process.draw(len(images), generator(seed, "infinite data", "probe"))
+        return lambda step: process.draw(MLP_BATCH, draw), fresh
     if kind == "random labels":
         labels = noisy_labels(labels, 1.0, digits.CLASSES, seed)
     elif kind == "random inputs":
         images = random_inputs(images, seed)
-        probe = random_inputs(probe, seed + 1)
     order = generator(seed, "order")
 
     def batch(step: int) -> tuple[Tensor, Tensor]:
         index = torch.randperm(len(labels), generator=order)[:MLP_BATCH]
         return images[index], labels[index]
 
-    return batch, probe
+    return batch, images
 
 
 class _Watch:

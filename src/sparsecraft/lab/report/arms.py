@@ -56,6 +56,13 @@ def sparsity_of(arm: Arm) -> float | None:
     return number(arm, "sparsity_all") if targeted is None else targeted
 
 
+def kl_of(arm: Arm) -> float | None:
+    """Returns the mean divergence from dense over the runs, in nats, where the task measures it."""
+    found = [number(run, "extra", "kl") for run in arm.get("runs") or ()]
+    known = [value for value in found if value is not None]
+    return sum(known) / len(known) if known and not is_dense(arm) else None
+
+
 def speed_ratio(arm: Arm, batch: str) -> float | None:
     """Returns how many times as fast as dense the arm is; above 1 is faster."""
     ratio = number(arm, "latency", batch, "ratio")

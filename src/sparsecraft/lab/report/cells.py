@@ -12,6 +12,7 @@ from sparsecraft.lab.report.arms import (
     disk_bytes,
     drop_span,
     is_dense,
+    kl_of,
     label_of,
     metric_of,
     speed_ratio,
@@ -91,7 +92,6 @@ def icon(look: Series) -> str:
 
 def row(comparison: Comparison, arm: Arm, look: Series) -> dict[str, Any]:
     """Returns the cells of an arm: what is shown, and the number to sort by."""
-    spread = number(arm, "sd")
     flops, whole = number(arm, "flops", "effective"), number(arm, "flops", "dense")
     share = flops / whole if flops is not None and whole else None
     achieved = number(arm, "sparsity")
@@ -102,7 +102,7 @@ def row(comparison: Comparison, arm: Arm, look: Series) -> dict[str, Any]:
         _cell(
             score(number(arm, "test")),
             number(arm, "test"),
-            under="" if spread is None else f"± {signed(spread, 4)} sd",
+            under=_under_score(arm),
         ),
         _drop_cell(arm),
         *_byte_cells(arm),
@@ -123,6 +123,14 @@ def row(comparison: Comparison, arm: Arm, look: Series) -> dict[str, Any]:
         "winner": arm is winner_arm(comparison),
         "cells": cells,
     }
+
+
+def _under_score(arm: Arm) -> str:
+    """Returns the spread over seeds and the divergence from dense, where they are known."""
+    spread, kl = number(arm, "sd"), kl_of(arm)
+    parts = ["" if spread is None else f"± {signed(spread, 4)} sd"]
+    parts.append("" if kl is None else f"KL to dense {score(kl)}")
+    return ", ".join(filter(None, parts))
 
 
 def _missed(arm: Arm) -> bool:

@@ -13,6 +13,7 @@ from sparsecraft.lab.report.arms import (
     disk_bytes,
     drop_span,
     is_dense,
+    kl_of,
     label_of,
     metric_of,
     sparsity_of,
@@ -209,15 +210,18 @@ def _table(comparison: Comparison, *, intervals: bool) -> Table:
         title_justify="left",
     )
     drop = ("drop", "interval, %") if intervals else ("drop",)
+    diverges = any(kl_of(arm) is not None for arm in arms_of(comparison))
     speeds = [f"speed-up\nbatch {batch}" for batch in BATCHES]
     table.add_column("arm", min_width=14)
-    for name in ("zeros", metric_of(comparison), *drop, "on disk", *speeds):
+    kl = ("KL",) if diverges else ()
+    for name in ("zeros", metric_of(comparison), *kl, *drop, "on disk", *speeds):
         table.add_column(Text(name), justify="right", no_wrap=True)
     for arm in arms_of(comparison):
         cells = [
             ("* " if arm is winner else "") + label_of(arm),
             percent(sparsity_of(arm), 0),
             score(number(arm, "test")),
+            *((score(kl_of(arm)),) if diverges else ()),
             *_drop_cells(arm)[: 1 + intervals],
             size(disk_bytes(arm)),
             *(_speed_cell(arm, batch) for batch in BATCHES),

@@ -13,8 +13,8 @@ must be computed to know which entries are largest.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -41,7 +41,6 @@ class ReplacedActivations:
 
     model: nn.Module
     before: Mapping[str, nn.Module]
-    orthogonal: frozenset[str] = field(default=frozenset())
 
     def undo(self) -> None:
         """Puts the activations back."""
@@ -115,3 +114,15 @@ class TopK(Gate):
     def fit(self, site: GateSite) -> ActivationGate:
         """Returns the gate of an activation."""
         return ActivationGate(keep=kept_of(site.features, *self._choice, site.name))
+
+    def remarks(self) -> Iterator[str]:
+        """Yields that this is no trained top-k model, and what was replaced."""
+        yield (
+            "post hoc: the model was not trained with top-k, and its results are not those of a "
+            "model that was (apply_topk)"
+        )
+        if self.replace_activation is not None:
+            yield (
+                f"{self.replace_activation} stands in place of every other activation of the MLPs, "
+                "which the model was trained with"
+            )

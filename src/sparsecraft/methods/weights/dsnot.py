@@ -144,7 +144,7 @@ class DSnoT(Layerwise):
         """Raises NoMatch if no layer would be swapped."""
         self.first.check_layers(roles)
         if not any(self._swaps(name, role) for name, role in roles.items()):
-            last = next(reversed(roles), "fc1").rpartition(".")[2].partition("[")[0]
+            last = [*roles][-1].rpartition(".")[2].partition("[")[0]
             raise NoMatch(
                 f"layers={self.layers!r} is none of the {len(roles)} targets. Give all, attention, "
                 f"mlp, or a glob over their names, such as '*{last}*'."

@@ -133,9 +133,7 @@ def _exists(candidate: Candidate) -> bool:
     return candidate.dtype in candidate.kind.dtypes
 
 
-def _out(
-    candidate: Candidate, own: str, density: float, gated: bool, rows: int, cuda: bool
-) -> str:
+def _out(candidate: Candidate, own: str, density: float, gated: bool, rows: int, cuda: bool) -> str:
     """Returns why a candidate is not worth a measurement, or nothing."""
     format, bits = candidate.format, BITS[candidate.dtype]
     if bits > BITS[own]:

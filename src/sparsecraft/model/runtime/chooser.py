@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from sparsecraft.kernels.linear import WeightFormat
 from sparsecraft.model.runtime.candidates import Candidate, applicable
 from sparsecraft.model.runtime.decision import MARGIN, Decision, decide, decide_once
 from sparsecraft.model.runtime.facts import LayerFacts
 from sparsecraft.model.runtime.packed_linear import PackedLinear, Plan
 from sparsecraft.model.runtime.record import CandidateRecord, DecisionRecord, LayerChoice
+from sparsecraft.model.runtime.stores import Stores
 from sparsecraft.model.runtime.timing import Contender, Measure, Timing
 
 Memory = Literal["fast", "small"]
 _DENSITY_SLACK = 0.025
+_CANNOT = (ValueError, RuntimeError, NotImplementedError)
 _SLIVER = 64
 
 
@@ -69,30 +71,6 @@ class LayerPlan:
 
 
 @dataclass(eq=False)
-class Stores:
-    """The stored forms of one layer's weight, each packed when first asked for."""
-
-    facts: LayerFacts
-    made: dict[str, WeightFormat] = field(default_factory=dict)
-
-    def of(self, candidate: Candidate) -> WeightFormat:
-        """Returns what the candidate keeps in memory.
-
-        Raises:
-            ValueError: If its format cannot hold the weight.
-        """
-        if candidate.store not in self.made:
-            self.made[candidate.store] = candidate.pack(self.facts.layer.weight)
-        return self.made[candidate.store]
-
-    def plan(self, candidate: Candidate, rows: int) -> Plan:
-        """Returns the plan to compute with this candidate."""
-        gate = self.facts.gate if candidate.format == "gated" else None
-        store = self.of(candidate)
-        return Plan(rows, store, gate, self.facts.error(candidate, store))
-
-
-@dataclass(eq=False)
 class Measured:
     """The times of one layer, for itself and those like it.
 
@@ -112,36 +90,45 @@ class Measured:
 
 
 def measured(
-    facts: LayerFacts, settings: Settings, measure: Measure, *, cold: bool, seconds: float
+    stores: Stores, settings: Settings, measure: Measure, *, cold: bool, seconds: float
 ) -> Measured:
     """Returns the times of every candidate for one layer.
 
     Args:
-        facts: The layer.
+        stores: Of the layer; filled with every form that is timed.
         settings: What was asked for.
         measure: How it is timed.
         cold: Whether weights come from memory.
         seconds: About how long each number of rows may take.
     """
+    facts = stores.facts
     found = Measured(facts.layer.name)
-    stores = Stores(facts)
     for rows in settings.batch_sizes:
-        fit, out = candidates(facts, settings, rows)
-        contenders: dict[str, Contender] = {}
-        for candidate in fit:
-            try:
-                contenders[candidate.name] = _contender(facts, stores, candidate, rows, found)
-            except (ValueError, RuntimeError, NotImplementedError) as error:
-                out[candidate.name] = str(error).partition("\n")[0]
-        found.out[rows] = out
+        rivals, found.out[rows] = contenders(stores, settings, rows)
         found.timings[rows] = measure(
-            contenders,
+            rivals,
             _rows_of(facts.inputs, rows),
-            baseline=fit[0].name,
+            baseline=Candidate("torch", facts.layer.dtype).name,
             cold=cold,
             seconds=seconds,
         )
+        found.bytes |= {name: stores.of(Candidate.parse(name)).nbytes for name in rivals}
+    found.errors |= facts.errors
     return found
+
+
+def contenders(
+    stores: Stores, settings: Settings, rows: int
+) -> tuple[dict[str, Contender], dict[str, str]]:
+    """Returns what is timed by candidate name, and why other candidates are not."""
+    fit, out = candidates(stores.facts, settings, rows)
+    made: dict[str, Contender] = {}
+    for candidate in fit:
+        try:
+            made[candidate.name] = _contender(stores, candidate, rows)
+        except _CANNOT as error:
+            out[candidate.name] = str(error).partition("\n")[0]
+    return made, out
 
 
 def candidates(
@@ -159,15 +146,16 @@ def candidates(
     )
 
 
-def decided(
-    facts: LayerFacts, times: Measured, settings: Settings, *, packed: Stores | None = None
-) -> LayerPlan:
-    """Returns what a layer computes with, by the times of a layer like it."""
-    stores = packed or Stores(facts)
+def decided(stores: Stores, times: Measured, settings: Settings) -> LayerPlan:
+    """Returns what a layer computes with, by the times of this layer or of one like it."""
+    facts = stores.facts
     baseline = Candidate("torch", facts.layer.dtype)
 
     def error(candidate: Candidate) -> float:
-        return facts.error(candidate, stores.of(candidate))
+        try:
+            return facts.error(candidate, stores.of(candidate))
+        except _CANNOT:
+            return math.inf
 
     if settings.memory == "small":
         decisions = decide_once(times.timings, baseline, error, settings.tolerance)
@@ -194,7 +182,7 @@ def reused(facts: LayerFacts, record: DecisionRecord, settings: Settings) -> Lay
         if candidate.name != known[0].baseline:
             try:
                 error = facts.error(candidate, stores.of(candidate))
-            except (ValueError, RuntimeError, NotImplementedError):
+            except _CANNOT:
                 return None
             if error > settings.tolerance:
                 return None
@@ -207,7 +195,8 @@ def planned(facts: LayerFacts, stores: Stores, choices: Sequence[LayerChoice]) -
     baseline = Candidate("torch", facts.layer.dtype)
     taken = [Candidate.parse(choice.chosen) for choice in choices]
     plans = tuple(
-        stores.plan(candidate, choice.rows) for candidate, choice in zip(taken, choices, strict=True)
+        stores.plan(candidate, choice.rows)
+        for candidate, choice in zip(taken, choices, strict=True)
     )
     as_it_was = all(candidate == baseline for candidate in taken)
     return LayerPlan(
@@ -253,14 +242,10 @@ def _choice(facts: LayerFacts, times: Measured, rows: int, decision: Decision) -
     )
 
 
-def _contender(
-    facts: LayerFacts, stores: Stores, candidate: Candidate, rows: int, found: Measured
-) -> Contender:
+def _contender(stores: Stores, candidate: Candidate, rows: int) -> Contender:
     """Returns what is timed, after its error has shown that it runs."""
     plan = stores.plan(candidate, rows)
-    found.errors[candidate.name] = plan.error
-    found.bytes[candidate.name] = plan.weight.nbytes
-    layer = facts.layer
+    layer = stores.facts.layer
     bias = layer.bias if isinstance(layer.bias, nn.Parameter) else None
     sliver = replace(plan, weight=candidate.pack(layer.weight[:_SLIVER]))
     few = None if bias is None else nn.Parameter(bias.detach()[:_SLIVER], requires_grad=False)
@@ -292,14 +277,3 @@ def by_likeness(facts: Sequence[LayerFacts]) -> list[list[LayerFacts]]:
     for each in facts:
         groups.setdefault(each.likeness, []).append(each)
     return list(groups.values())
-
-
-def held_bytes(stores: Mapping[int, WeightFormat] | Sequence[WeightFormat]) -> int:
-    """Returns the bytes of these weights; tensors that share memory count once."""
-    seen: dict[int, int] = {}
-    extra = 0
-    for store in stores.values() if isinstance(stores, Mapping) else stores:
-        tensors = store.tensors().values()
-        extra += store.nbytes - sum(tensor.nbytes for tensor in tensors)
-        seen.update({tensor.data_ptr(): tensor.nbytes for tensor in tensors})
-    return sum(seen.values()) + extra

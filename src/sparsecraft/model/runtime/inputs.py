@@ -54,7 +54,7 @@ def layer_inputs(
 
 
 def _drawn(model: nn.Module) -> tuple[Batch | None, str]:
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     device = next(model.parameters()).device
     stream = generator(0, "example")
     if getattr(config, "image_size", None) and getattr(config, "num_channels", None):
@@ -70,9 +70,7 @@ def _drawn(model: nn.Module) -> tuple[Batch | None, str]:
     return None, "normal numbers, no example was given"
 
 
-def _recorded(
-    model: nn.Module, layers: Sequence[LinearLayer], batch: Batch
-) -> dict[str, Tensor]:
+def _recorded(model: nn.Module, layers: Sequence[LinearLayer], batch: Batch) -> dict[str, Tensor]:
     seen: dict[str, Tensor] = {}
 
     def watcher(name: str) -> Any:

@@ -141,7 +141,9 @@ def _why_not(module: nn.Module, parent: nn.Module, gate: ActivationGate | None) 
 def _not_linear(module: nn.Module) -> str:
     if isinstance(module, nn.Embedding):
         return "an embedding: rows are looked up, not multiplied"
-    if hasattr(module, "num_experts"):
+    if any(parameter.dim() == 3 for parameter in module.parameters(recurse=False)) and hasattr(
+        module, "num_experts"
+    ):
         return "fused experts: their products are not packed"
     return f"no packed form for {type(module).__name__}"
 

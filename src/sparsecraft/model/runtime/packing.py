@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,103 +28,23 @@ from sparsecraft.model.runtime.chooser import (
     Settings,
     by_likeness,
     decided,
-    held_bytes,
     measured,
     reused,
 )
 from sparsecraft.model.runtime.facts import LayerFacts
 from sparsecraft.model.runtime.fingerprint import fingerprint
 from sparsecraft.model.runtime.inputs import Batch, layer_inputs
-from sparsecraft.model.runtime.layers import LinearLayer, find_layers, replace_module
+from sparsecraft.model.runtime.layers import find_layers, replace_module
 from sparsecraft.model.runtime.packed_linear import PackedLinear
-from sparsecraft.model.runtime.record import RUNTIME, DecisionRecord
+from sparsecraft.model.runtime.packed_model import Packed
+from sparsecraft.model.runtime.record import DecisionRecord
+from sparsecraft.model.runtime.stores import Stores, held_bytes
 from sparsecraft.model.runtime.timing import Measure, measure_in_turns
 from sparsecraft.model.targets import Select
 
 Progress = Callable[[str, int, int], None]
 DTYPES = ("float32", "bfloat16", "int8")
 TOLERANCE = 0.02
-
-
-@dataclass(eq=False)
-class Packed:
-    """A model whose linear layers compute in the way that was chosen for them.
-
-    Args:
-        model: The module that was given, changed in place.
-        record: What was measured and chosen, and why.
-    """
-
-    model: nn.Module
-    record: DecisionRecord
-    _originals: tuple[LinearLayer, ...]
-    _kept: bool = True
-
-    @property
-    def bytes(self) -> int:
-        """What the linear layers hold for inference; the originals kept for `undo` not counted."""
-        return self.record.bytes
-
-    def undo(self) -> nn.Module:
-        """Puts the very modules back that were there before, gates and all, and returns the model.
-
-        Raises:
-            InvalidValue: If they were not kept.
-        """
-        self._check_kept("undo")
-        for layer in self._originals:
-            replace_module(self.model, layer.names, layer.module)
-        self._originals = ()
-        return self.model
-
-    def save(self, directory: str | Path, *, overwrite: bool = False, **options: Any) -> Path:
-        """Writes the model, exactly as it was before packing, without its zeros.
-
-        The folder has bits and values instead of weights, and this record in `runtime.json`.
-        `sparsecraft.load` gives the plain model back, bit for bit, and `pack(model,
-        record=directory)` packs it as here without measuring again on a machine like this one.
-
-        Args:
-            directory: Where; it must not hold anything unless `overwrite`.
-            overwrite: Whether a directory that exists is replaced.
-            options: Further arguments of `checkpoints.save`, such as mask and settings.
-
-        Raises:
-            InvalidValue: If the exact weights were not kept.
-            CheckpointError: If it exists, or cannot be written.
-        """
-        from sparsecraft.model.checkpoints import save
-
-        self._check_kept("save")
-        extras = options.pop("extras", None)
-
-        def add(folder: Path) -> None:
-            self.record.save(folder / RUNTIME)
-            if extras is not None:
-                extras(folder)
-
-        packed = [self.model.get_submodule(layer.name) for layer in self._originals]
-        try:
-            for layer in self._originals:
-                replace_module(self.model, layer.names, layer.module)
-            options = {"form": "packed", "overwrite": overwrite, **options}
-            return save(self.model, directory, extras=add, **options)
-        finally:
-            for layer, module in zip(self._originals, packed, strict=True):
-                replace_module(self.model, layer.names, module)
-
-    def __enter__(self) -> Packed:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.undo()
-
-    def _check_kept(self, what: str) -> None:
-        if not self._kept:
-            raise InvalidValue(
-                f"{what}() needs the exact weights, which keep_original=False gave away; load the "
-                "model anew"
-            )
 
 
 def pack(
@@ -190,6 +110,8 @@ def pack(
     machine = fingerprint(found[0].weight.device)
     cold = _exceeds_cache(model)
     notes = [f"inputs: {origin}", _temperature(cold)]
+    if str(machine["native"]).startswith("none"):
+        notes.append(f"native kernels: {machine['native']}")
     with torch.no_grad():
         plans, more = _known(facts, settings, record, machine)
         if plans is None:
@@ -269,9 +191,10 @@ def _measured(
     for index, group in enumerate(groups):
         if progress is not None:
             progress(group[0].layer.name, index, len(groups))
-        times = measured(group[0], settings, measure, cold=cold, seconds=share)
-        for each in group:
-            made[each.layer.name] = decided(each, times, settings)
+        first = Stores(group[0])
+        times = measured(first, settings, measure, cold=cold, seconds=share)
+        for stores in (first, *map(Stores, group[1:])):
+            made[stores.facts.layer.name] = decided(stores, times, settings)
     if progress is not None:
         progress("packed", len(groups), len(groups))
     return [made[each.layer.name] for each in facts]

@@ -44,12 +44,12 @@ class TorchDense(WeightFormat):
         return cls(weight.detach().to(torch_dtype(dtype)))
 
     @property
-    def shape(self) -> tuple[int, int]:  # type: ignore[override]
+    def shape(self) -> tuple[int, int]:
         """(outputs, inputs)."""
         return self.weight.shape[0], self.weight.shape[1]
 
     @property
-    def dtype(self) -> str:  # type: ignore[override]
+    def dtype(self) -> str:
         """The type of the stored numbers."""
         return dtype_name(self.weight.dtype)
 
@@ -69,8 +69,6 @@ class TorchDense(WeightFormat):
         return cls(tensors["weight"])
 
     def _product(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        if x.dtype == self.weight.dtype:
-            return F.linear(x, self.weight, bias)
         added = None if bias is None else bias.to(self.weight.dtype)
         return F.linear(x.to(self.weight.dtype), self.weight, added).to(x.dtype)
 
@@ -97,12 +95,12 @@ class TorchInt8(WeightFormat):
         return cls(entries.contiguous(), scales)
 
     @property
-    def shape(self) -> tuple[int, int]:  # type: ignore[override]
+    def shape(self) -> tuple[int, int]:
         """(outputs, inputs)."""
         return self.weight.shape[0], self.weight.shape[1]
 
     @property
-    def dtype(self) -> str:  # type: ignore[override]
+    def dtype(self) -> str:
         """Always "int8"."""
         return "int8"
 
@@ -133,7 +131,7 @@ class TorchInt4(WeightFormat):
     Args:
         packed: What PyTorch's packing made of the levels.
         scales_and_offsets: (groups, outputs, 2), bfloat16.
-        shape: (outputs, inputs).
+        size: (outputs, inputs).
     """
 
     name: ClassVar[str] = "torch"
@@ -141,8 +139,7 @@ class TorchInt4(WeightFormat):
 
     packed: Tensor
     scales_and_offsets: Tensor
-    shape: tuple[int, int]
-    dtype: str = "int4"
+    size: tuple[int, int]
 
     @classmethod
     def pack(cls, weight: Tensor, dtype: str = "int4") -> Self:
@@ -165,6 +162,16 @@ class TorchInt4(WeightFormat):
         both = torch.cat([scale, low + 8 * scale], dim=-1).transpose(0, 1).contiguous().bfloat16()
         packed = _int4("_convert_weight_to_int4pack_for_cpu")(levels.view(outputs, inputs), 1)
         return cls(packed, both, (outputs, inputs))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(outputs, inputs)."""
+        return self.size
+
+    @property
+    def dtype(self) -> str:
+        """Always "int4"."""
+        return "int4"
 
     def unpack(self) -> Tensor:
         """Returns the dequantised weight, float32, by products with the unit vectors."""

@@ -87,7 +87,7 @@ class OutputMasks:
     """
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]], folder: Path) -> None:
-        self.path = folder / MASKS
+        self.shapes, self.path = shapes, folder / MASKS
         sizes = {name: (_bits(shape),) for name, shape in shapes.items()}
         tensors = {name: ("U8", size, size[0]) for name, size in sizes.items()}
         self._header, self._starts = new_layout(tensors, Mask.metadata_of(shapes))

@@ -23,6 +23,8 @@ from sparsecraft.model.streaming.layout import IN_MEMORY, layout_of
 from sparsecraft.model.streaming.shards import Shards
 from sparsecraft.model.targets import ties
 
+_FILLING = ("normal_", "uniform_", "trunc_normal_", "kaiming_uniform_", "zero_", "zeros_", "ones_")
+
 
 class Skeleton:
     """The model of a directory, without memory for its parameters.
@@ -155,12 +157,12 @@ def without_memory(dtype: torch.dtype) -> Iterator[None]:
         register(module, name, parameter)
 
     torch.set_default_dtype(dtype)
-    nn.Module.register_parameter = register_empty  # type: ignore[assignment]
+    nn.Module.register_parameter = register_empty  # type: ignore[assignment, method-assign]
     try:
         with torch.random.fork_rng(devices=[]), _EmptyOnMeta():
             yield
     finally:
-        nn.Module.register_parameter = register  # type: ignore[assignment]
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
         torch.set_default_dtype(before)
 
 
@@ -169,6 +171,9 @@ class _EmptyOnMeta(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         options = dict(kwargs or {})
+        filled = args[0] if args else options.get("tensor")
+        if isinstance(filled, Tensor) and filled.is_meta and func.__name__ in _FILLING:
+            return filled  # nothing to fill, and its shape takes long to be checked
         if func is torch.empty:
             options["device"] = "meta"
         return func(*args, **options)

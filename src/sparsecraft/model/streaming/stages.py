@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
 from sparsecraft.core.errors import InvalidValue
-from sparsecraft.core.kinds import Layerwise
+from sparsecraft.core.kinds import Layerwise, Role
 from sparsecraft.model.block_calls import Call, catch_calls
 from sparsecraft.model.blocks import find_blocks
 from sparsecraft.model.calibration import Position, Progress, Stage, block_stages, usable_batches
+from sparsecraft.model.pruning import layer_roles
 from sparsecraft.model.streaming.layout import IN_MEMORY
 from sparsecraft.model.streaming.skeleton import Skeleton
 from sparsecraft.model.taps import Batch
@@ -64,6 +66,29 @@ def plan_of(model: nn.Module, targets: Targets, method: Layerwise) -> Plan:
     return Plan(inside, names[0])
 
 
+def roles_of(
+    model: nn.Module, method: Layerwise, targets: Targets, batches: Sequence[Batch]
+) -> Mapping[str, Role | None]:
+    """Returns the role of each target, where the method asks for roles; shapes alone tell it.
+
+    Raises:
+        InvalidValue: If the model does not run without memory.
+    """
+    if not method.needs_roles:
+        return layer_roles(model, method, targets, batches)
+    shapes = copy.deepcopy(model).to("meta")
+    if hasattr(shapes, "set_attn_implementation"):
+        shapes.set_attn_implementation("eager")  # fused attention cannot be followed by shapes
+    inputs = [{k: v.to("meta") for k, v in batch.items()} for batch in batches[:1]]
+    try:
+        return layer_roles(shapes, method, targets, inputs)
+    except (InvalidValue, NotImplementedError, RuntimeError) as error:
+        raise InvalidValue(
+            f"{method.info.name} asks which layers are attention, which {type(model).__name__} "
+            f"does not tell without its weights. {IN_MEMORY} ({error})"
+        ) from error
+
+
 @dataclass
 class StreamedBlocks:
     """The blocks of a skeleton; each has memory only while it is asked for.
@@ -100,9 +125,14 @@ class StreamedBlocks:
     @contextmanager
     def block(self, index: int) -> Iterator[nn.Module]:
         """Gives a block its memory until the end of the context."""
-        name = self.names[index]
-        with self.skeleton.filled(self.plan.parameters[name]) as self.filled:
-            yield self.model.get_submodule(name)
+        with self.memory(index):
+            yield self.model.get_submodule(self.names[index])
+
+    @contextmanager
+    def memory(self, index: int) -> Iterator[None]:
+        """Gives the parameters of a stage their memory until the end of the context."""
+        with self.skeleton.filled(self.plan.parameters[self.names[index]]) as self.filled:
+            yield
         self.filled = {}
 
     def finished(self, index: int, hidden: Sequence[Tensor]) -> None:
@@ -136,7 +166,7 @@ def streamed_stages(
     for index in range(start.index, len(names)):
         if progress is not None:
             progress(names[index], index, len(names))
-        with source.block(index):
+        with source.memory(index):
             mine = targets_of(targets, source.plan.parameters[names[index]])
             yield Stage(names[index], tuple(mine), {})
         source.finished(index, [])

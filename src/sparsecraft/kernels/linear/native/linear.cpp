@@ -15,6 +15,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <new>
 #include <thread>
 #include <vector>
 
@@ -85,6 +86,15 @@ void split(int64_t count, int64_t unit, int64_t bytes, int threads, int finer, c
 
 // ---------------------------------------------------------------------------------- vectors
 
+constexpr int kLine = 64;  // bytes that the memory gives at once
+
+// Asks for the line that a stream will reach some pages later. The machine does so by itself
+// within a page, but rows of a weight are hardly longer than one, and several are read at a time.
+inline void fetch(const void *stream) {
+  constexpr int kAhead = 1 << 15;
+  __builtin_prefetch((const char *)stream + kAhead, 0, 2);
+}
+
 #if defined(__AVX512F__)
 constexpr int kLanes = 16;
 #elif defined(__AVX2__)
@@ -96,6 +106,23 @@ constexpr int kLanes = 4;
 typedef float Floats __attribute__((vector_size(4 * kLanes)));
 typedef uint32_t Words __attribute__((vector_size(4 * kLanes)));
 typedef float LooseFloats __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
+
+// Memory that starts a cache line: a vector that lies across two lines is read in two steps.
+template <class T>
+struct AtLine {
+  using value_type = T;
+  AtLine() = default;
+  template <class Other>
+  AtLine(const AtLine<Other> &) {}
+  T *allocate(size_t count) {
+    return (T *)::operator new(count * sizeof(T), std::align_val_t(kLine));
+  }
+  void deallocate(T *from, size_t) { ::operator delete(from, std::align_val_t(kLine)); }
+  bool operator==(const AtLine &) const { return true; }
+  bool operator!=(const AtLine &) const { return false; }
+};
+template <class T>
+using Room = std::vector<T, AtLine<T>>;
 
 inline Floats load(const float *from) { return *(const LooseFloats *)from; }
 inline void store(float *to, Floats values) { *(LooseFloats *)to = values; }
@@ -283,8 +310,6 @@ void keep_largest(const float *x, const float *norms, int64_t inputs, int64_t ke
     }
 }
 
-constexpr int kLine = 64;  // bytes that the memory gives at once
-
 // Adds kTogether rows of the weight, each times its input, to the sums of outputs first to last.
 template <class Kind, int kTogether>
 void add_rows(const float *factors, const int64_t *places, const typename Kind::Entry *weight,
@@ -331,6 +356,12 @@ void gated_range(const Kept &kept, const typename Kind::Entry *weight, const flo
 
 constexpr int kWord = 64;
 
+template <class Entry, int kOutputs>
+struct Starts {
+  const Entry *next[kOutputs];
+  const Entry *&operator[](int output) { return next[output]; }
+};
+
 #if defined(__AVX2__) && !defined(__AVX512F__)
 // For each mask of eight bits, the places from which eight lanes take the packed values.
 struct Spread {
@@ -344,10 +375,21 @@ struct Spread {
 const Spread spread;
 #endif
 
+#if defined(__AVX512F__)
+// The expanding instructions are slow on some machines when they read memory themselves, which
+// compilers like to let them.
+inline __m512i in_register(const void *from) {
+  __m512i loaded = _mm512_loadu_si512(from);
+  asm("" : "+v"(loaded));
+  return loaded;
+}
+#endif
+
 #if defined(__AVX2__)
 // Puts the first entries of `packed` to the lanes whose bit is set, zero elsewhere.
 inline Floats expand(Floats packed, unsigned mask) {
 #if defined(__AVX512F__)
+  asm("" : "+v"(packed));
   return (Floats)_mm512_maskz_expand_ps((__mmask16)mask, (__m512)packed);
 #else
   const __m256i places =
@@ -359,22 +401,34 @@ inline Floats expand(Floats packed, unsigned mask) {
 #endif
 }
 
-template <class Kind, int kRows>
-void bitmask_row(const float *x, int64_t stride, const uint64_t *bits, int64_t words,
-                 const typename Kind::Entry *values, float (&totals)[kRows]) {
-  constexpr int kParts = kWord / kLanes;
-  Floats sums[kRows][2] = {};
-  for (int64_t w = 0; w < words; ++w) {
-    const uint64_t word = bits[w];
+// The bits of the p-th vector's lanes.
+inline unsigned lanes_of(uint64_t word, int p) {
+  return (unsigned)(word >> (p * kLanes)) & ((1u << kLanes) - 1);
+}
+
+// Products of kRows rows of x with kOutputs neighbouring rows of the weight: x is read once for
+// all of them. `bits` are those of the first; `values` say where each row's begin.
+template <class Kind, int kRows, int kOutputs>
+void bitmask_tile(const float *x, int64_t stride, const uint64_t *bits, int64_t words,
+                  Starts<typename Kind::Entry, kOutputs> values,
+                  float (&totals)[kRows][kOutputs]) {
+  constexpr int kParts = kWord / kLanes, kChains = kRows * kOutputs < 4 ? 2 : 1;
+  Floats sums[kRows][kOutputs][kChains] = {};
+  for (int64_t w = 0; w < words; ++w)
     for (int p = 0; p < kParts; ++p) {
-      const unsigned mask = (unsigned)(word >> (p * kLanes)) & ((1u << kLanes) - 1);
-      const Floats entries = expand(Kind::widen(values), mask);
-      values += __builtin_popcount(mask);
-      for (int r = 0; r < kRows; ++r)
-        sums[r][p & 1] += entries * load(x + r * stride + w * kWord + p * kLanes);
+      Floats column[kRows];
+      for (int r = 0; r < kRows; ++r) column[r] = load(x + r * stride + w * kWord + p * kLanes);
+      for (int o = 0; o < kOutputs; ++o) {
+        if (p == 0) fetch(values[o]);
+        const unsigned mask = lanes_of(bits[o * words + w], p);
+        const Floats entries = expand(Kind::widen(values[o]), mask);
+        values[o] += __builtin_popcount(mask);
+        for (int r = 0; r < kRows; ++r) sums[r][o][p % kChains] += column[r] * entries;
+      }
     }
-  }
-  for (int r = 0; r < kRows; ++r) totals[r] = sum(sums[r][0] + sums[r][1]);
+  for (int r = 0; r < kRows; ++r)
+    for (int o = 0; o < kOutputs; ++o)
+      totals[r][o] = sum(sums[r][o][0] + (kChains == 2 ? sums[r][o][kChains - 1] : Floats{}));
 }
 
 template <class Kind>
@@ -382,22 +436,25 @@ void unpack_row(const uint64_t *bits, int64_t words, const typename Kind::Entry 
                 float *to) {
   for (int64_t w = 0; w < words; ++w)
     for (int p = 0; p < kWord / kLanes; ++p) {
-      const unsigned mask = (unsigned)(bits[w] >> (p * kLanes)) & ((1u << kLanes) - 1);
+      const unsigned mask = lanes_of(bits[w], p);
       store(to + w * kWord + p * kLanes, expand(Kind::widen(values), mask));
       values += __builtin_popcount(mask);
     }
 }
 #else
-template <class Kind, int kRows>
-void bitmask_row(const float *x, int64_t stride, const uint64_t *bits, int64_t words,
-                 const typename Kind::Entry *values, float (&totals)[kRows]) {
-  for (int r = 0; r < kRows; ++r) totals[r] = 0;
-  for (int64_t w = 0; w < words; ++w)
-    for (uint64_t word = bits[w]; word; word &= word - 1) {
-      const int64_t j = w * kWord + __builtin_ctzll(word);
-      const float entry = Kind::widen(*values++);
-      for (int r = 0; r < kRows; ++r) totals[r] += entry * x[r * stride + j];
-    }
+template <class Kind, int kRows, int kOutputs>
+void bitmask_tile(const float *x, int64_t stride, const uint64_t *bits, int64_t words,
+                  Starts<typename Kind::Entry, kOutputs> values,
+                  float (&totals)[kRows][kOutputs]) {
+  for (int o = 0; o < kOutputs; ++o) {
+    for (int r = 0; r < kRows; ++r) totals[r][o] = 0;
+    for (int64_t w = 0; w < words; ++w)
+      for (uint64_t word = bits[o * words + w]; word; word &= word - 1) {
+        const int64_t j = w * kWord + __builtin_ctzll(word);
+        const float entry = Kind::widen(*values[o]++);
+        for (int r = 0; r < kRows; ++r) totals[r][o] += entry * x[r * stride + j];
+      }
+  }
 }
 
 template <class Kind>
@@ -410,15 +467,215 @@ void unpack_row(const uint64_t *bits, int64_t words, const typename Kind::Entry 
 }
 #endif
 
+#if defined(__AVX512VBMI2__)
+// As `bitmask_tile`, 32 entries at a time, for an x whose columns have been sorted by
+// `interleave`: the even ones of the 32 are the lower halves of lanes, the odd ones the upper.
+template <int kRows, int kOutputs>
+void bitmask_tile_bfloat16(const float *x, int64_t stride, const uint64_t *bits, int64_t words,
+                           Starts<uint16_t, kOutputs> values, float (&totals)[kRows][kOutputs]) {
+  const __m512i upper = _mm512_set1_epi32((int)0xffff0000);
+  Floats sums[kRows][kOutputs][2] = {};
+  for (int64_t w = 0; w < words; ++w)
+    for (int p = 0; p < 2; ++p) {
+      Floats columns[kRows][2];
+      for (int r = 0; r < kRows; ++r)
+        for (int half = 0; half < 2; ++half)
+          columns[r][half] = load(x + r * stride + w * kWord + p * 32 + half * 16);
+      for (int o = 0; o < kOutputs; ++o) {
+        fetch(values[o]);
+        const uint32_t mask = (uint32_t)(bits[o * words + w] >> (32 * p));
+        __m512i both = _mm512_maskz_expand_epi16(mask, in_register(values[o]));
+        values[o] += __builtin_popcount(mask);
+        const Floats even = (Floats)_mm512_slli_epi32(both, 16);
+        const Floats odd = (Floats)_mm512_and_si512(both, upper);
+        for (int r = 0; r < kRows; ++r) {
+          sums[r][o][0] += columns[r][0] * even;
+          sums[r][o][1] += columns[r][1] * odd;
+        }
+      }
+    }
+  for (int r = 0; r < kRows; ++r)
+    for (int o = 0; o < kOutputs; ++o) totals[r][o] = sum(sums[r][o][0] + sums[r][o][1]);
+}
+
+void interleave(float *x, int64_t count) {
+  for (int64_t j = 0; j < count; j += 32) {
+    float block[32];
+    std::copy(x + j, x + j + 32, block);
+    for (int k = 0; k < 32; ++k) x[j + (k & 1) * 16 + k / 2] = block[k];
+  }
+}
+#endif
+
+#if defined(__AVX512VBMI2__) && defined(__AVX512VNNI__)
+// A row of x as integers of 24 bits, each in three digits of base 256 from -128 to 127: then a
+// product with int8 entries is exact, and three instructions multiply 64 of them.
+struct Digits {
+  static constexpr int kCount = 3;
+  Room<int8_t> planes;
+  int64_t sums[kCount] = {};
+  float scale = 0;
+
+  // Returns whether the row can be told so: not if it has no finite largest entry, or a tiny one.
+  bool set(const float *x, int64_t inputs, int64_t stride) {
+    constexpr float kLargest = 127.0f * 65536.0f, kSmallest = 1e-30f;
+    float largest = 0;
+    for (int64_t j = 0; j < inputs; ++j) {
+      if (!std::isfinite(x[j])) return false;
+      largest = std::max(largest, std::fabs(x[j]));
+    }
+    if (largest > 0 && largest < kSmallest) return false;
+    planes.assign(kCount * stride, 0);
+    scale = largest / kLargest;
+    const float times = largest > 0 ? kLargest / largest : 0;
+    for (int64_t j = 0; j < inputs; ++j) {
+      int32_t left = (int32_t)std::lrint(x[j] * times);
+      for (int d = 0; d < kCount; ++d) {
+        const int8_t digit = (int8_t)(left & 255);
+        left = (left - digit) >> 8;
+        planes[d * stride + j] = digit;
+        sums[d] += digit;
+      }
+    }
+    return true;
+  }
+};
+
+inline int64_t sum(__m512i values) {
+  return _mm512_reduce_add_epi64(
+      _mm512_add_epi64(_mm512_cvtepi32_epi64(_mm512_castsi512_si256(values)),
+                       _mm512_cvtepi32_epi64(_mm512_extracti64x4_epi64(values, 1))));
+}
+
+// The instruction wants one factor without sign: it gets the entries plus 128, and 128 times the
+// sum of the digits is taken off.
+template <int kRows, int kOutputs>
+void bitmask_tile_int8(const Digits *x, int64_t stride, const uint64_t *bits, int64_t words,
+                       Starts<int8_t, kOutputs> values, float (&totals)[kRows][kOutputs]) {
+  constexpr int kDigits = Digits::kCount;
+  const __m512i sign = _mm512_set1_epi8((char)0x80);
+  __m512i sums[kRows][kOutputs][kDigits];
+  for (auto &row : sums)
+    for (auto &output : row)
+      for (auto &digit : output) digit = _mm512_setzero_si512();
+  for (int64_t w = 0; w < words; ++w) {
+    __m512i shifted[kOutputs];
+    for (int o = 0; o < kOutputs; ++o) {
+      fetch(values[o]);
+      const uint64_t mask = bits[o * words + w];
+      shifted[o] = _mm512_xor_si512(_mm512_maskz_expand_epi8(mask, in_register(values[o])), sign);
+      values[o] += __builtin_popcountll(mask);
+    }
+    for (int r = 0; r < kRows; ++r)
+      for (int d = 0; d < kDigits; ++d) {
+        const __m512i digits = _mm512_load_si512(&x[r].planes[d * stride + w * kWord]);
+        for (int o = 0; o < kOutputs; ++o)
+          sums[r][o][d] = _mm512_dpbusd_epi32(sums[r][o][d], shifted[o], digits);
+      }
+  }
+  for (int r = 0; r < kRows; ++r)
+    for (int o = 0; o < kOutputs; ++o) {
+      int64_t total = 0;
+      for (int d = kDigits - 1; d >= 0; --d)
+        total = total * 256 + (sum(sums[r][o][d]) - 128 * x[r].sums[d]);
+      totals[r][o] = (float)((double)total * x[r].scale);
+    }
+}
+#endif
+
 // The packed values of a row. Vectors read past its end, so the last rows of the weight, after
 // which nothing may be read, are copied to where something may.
 template <class Entry>
 const Entry *row_values(const Entry *values, const int64_t *starts, int64_t outputs, int64_t row,
-                        std::vector<Entry> &room) {
+                        Room<Entry> &room) {
   if (starts[row + 1] + kWord <= starts[outputs]) return values + starts[row];
   room.assign(values + starts[row], values + starts[row + 1]);
   room.resize(room.size() + kWord);
   return room.data();
+}
+
+// Rows of x, padded with zeros to whole words of bits, in the form that the products of this kind
+// read fastest on this machine.
+template <class Kind>
+struct PaddedInputs {
+  int64_t stride;
+  Room<float> floats;
+
+  PaddedInputs(const float *x, int64_t rows, int64_t inputs)
+      : stride((inputs + kWord - 1) / kWord * kWord), floats(rows * stride, 0.0f) {
+    for (int64_t r = 0; r < rows; ++r)
+      std::copy(x + r * inputs, x + (r + 1) * inputs, floats.data() + r * stride);
+    prepare(x, rows, inputs, Kind{});
+  }
+
+  template <int kRows, int kOutputs>
+  void multiply(int64_t row, const uint64_t *bits,
+                const Starts<typename Kind::Entry, kOutputs> &values,
+                float (&totals)[kRows][kOutputs]) const {
+    multiply(row, bits, values, totals, Kind{});
+  }
+
+ private:
+  template <class Other>
+  void prepare(const float *, int64_t, int64_t, Other) {}
+
+  template <int kRows, int kOutputs, class Other>
+  void multiply(int64_t row, const uint64_t *bits,
+                const Starts<typename Kind::Entry, kOutputs> &values,
+                float (&totals)[kRows][kOutputs], Other) const {
+    bitmask_tile<Kind, kRows, kOutputs>(&floats[row * stride], stride, bits, stride / kWord,
+                                        values, totals);
+  }
+
+#if defined(__AVX512VBMI2__)
+  void prepare(const float *, int64_t, int64_t, BFloat16) {
+    interleave(floats.data(), (int64_t)floats.size());
+  }
+
+  template <int kRows, int kOutputs>
+  void multiply(int64_t row, const uint64_t *bits, const Starts<uint16_t, kOutputs> &values,
+                float (&totals)[kRows][kOutputs], BFloat16) const {
+    bitmask_tile_bfloat16<kRows, kOutputs>(&floats[row * stride], stride, bits, stride / kWord,
+                                           values, totals);
+  }
+#endif
+
+#if defined(__AVX512VBMI2__) && defined(__AVX512VNNI__)
+  std::vector<Digits> digits;
+
+  void prepare(const float *x, int64_t rows, int64_t inputs, Int8) {
+    digits.resize(rows);
+    for (int64_t r = 0; r < rows; ++r)
+      if (!digits[r].set(x + r * inputs, inputs, stride)) return digits.clear();
+  }
+
+  template <int kRows, int kOutputs>
+  void multiply(int64_t row, const uint64_t *bits, const Starts<int8_t, kOutputs> &values,
+                float (&totals)[kRows][kOutputs], Int8) const {
+    if (digits.empty())
+      return bitmask_tile<Kind, kRows, kOutputs>(&floats[row * stride], stride, bits,
+                                                 stride / kWord, values, totals);
+    bitmask_tile_int8<kRows, kOutputs>(&digits[row], stride, bits, stride / kWord, values, totals);
+  }
+#endif
+};
+
+// kOutputs outputs from `o` on, for every row of x.
+template <class Kind, int kOutputs>
+void bitmask_outputs(const PaddedInputs<Kind> &padded, const uint64_t *bits,
+                     const typename Kind::Entry *values, const int64_t *starts,
+                     const float *scales, const float *bias, float *y, int64_t rows,
+                     int64_t outputs, int64_t o, Room<typename Kind::Entry> (&rooms)[kOutputs]) {
+  Starts<typename Kind::Entry, kOutputs> packed;
+  for (int k = 0; k < kOutputs; ++k)
+    packed[k] = row_values(values, starts, outputs, o + k, rooms[k]);
+  by_four(rows, [&](int64_t row, auto count) {
+    float totals[count][kOutputs];
+    padded.multiply(row, bits + o * (padded.stride / kWord), packed, totals);
+    for (int r = 0; r < count; ++r)
+      for (int k = 0; k < kOutputs; ++k)
+        y[(row + r) * outputs + o + k] = finished(totals[r][k], scales, bias, o + k);
+  });
 }
 
 // ------------------------------------------------------------------------- compressed rows
@@ -433,6 +690,8 @@ float csr_row(const float *x, const uint16_t *columns, const typename Kind::Entr
   for (; i + 2 * kLanes <= count; i += 2 * kLanes)
     for (int k = 0; k < 2; ++k) {
       const int64_t at = i + k * kLanes;
+      fetch(values + at);
+      if (k == 0) fetch(columns + at);
 #if defined(__AVX512F__)
       const __m512i places =
           _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(columns + at)));
@@ -459,12 +718,15 @@ void csr_rows(const float *turned, int64_t stride, const uint16_t *columns,
   constexpr int kAtOnce = kVectors == 1 ? 4 : 2;
   Floats sums[kAtOnce][kVectors] = {};
   int64_t i = 0;
-  for (; i + kAtOnce <= count; i += kAtOnce)
+  for (; i + kAtOnce <= count; i += kAtOnce) {
+    fetch(values + i);
+    fetch(columns + i);
     for (int k = 0; k < kAtOnce; ++k) {
       const float *rows = turned + (int64_t)columns[i + k] * stride;
       const Floats entry = all(Kind::widen(values[i + k]));
       for (int v = 0; v < kVectors; ++v) sums[k][v] += entry * load(rows + v * kLanes);
     }
+  }
   for (; i < count; ++i)
     for (int v = 0; v < kVectors; ++v)
       sums[0][v] += all(Kind::widen(values[i])) *
@@ -483,7 +745,7 @@ void csr_range(const float *turned, const uint16_t *columns, const typename Kind
                const int64_t *starts, const float *bias, float *y, int64_t rows, int64_t outputs,
                int64_t first, int64_t last) {
   constexpr int64_t stride = kVectors * kLanes;
-  float tile[kColumn][stride];
+  alignas(kLine) float tile[kColumn][stride];
   for (int64_t o = first; o < last; o += kColumn) {
     const int64_t width = std::min<int64_t>(kColumn, last - o);
     for (int64_t c = 0; c < width; ++c)
@@ -500,7 +762,7 @@ void csr_many(const float *x, const uint16_t *columns, const typename Kind::Entr
               const int64_t *starts, const float *bias, float *y, int64_t rows, int64_t inputs,
               int64_t outputs, int threads) {
   constexpr int64_t stride = kVectors * kLanes;
-  std::vector<float> turned(inputs * stride, 0.0f);
+  Room<float> turned(inputs * stride, 0.0f);
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t j = 0; j < inputs; ++j) turned[j * stride + r] = x[r * inputs + j];
   const int64_t bytes = starts[outputs] * 8;
@@ -564,26 +826,22 @@ void sparsecraft_gated(const float *x, const void *weight, const float *scales, 
 void sparsecraft_bitmask(const float *x, const uint64_t *bits, const void *values,
                          const int64_t *starts, const float *scales, const float *bias, float *y,
                          int64_t rows, int64_t inputs, int64_t outputs, int kind, int threads) {
-  const int64_t words = (inputs + kWord - 1) / kWord, stride = words * kWord;
-  std::vector<float> padded(rows * stride, 0.0f);
-  for (int64_t r = 0; r < rows; ++r)
-    std::copy(x + r * inputs, x + (r + 1) * inputs, padded.data() + r * stride);
   with_kind(kind, [&](auto entries) {
     using Kind = decltype(entries);
     using Entry = typename Kind::Entry;
+    const PaddedInputs<Kind> padded(x, rows, inputs);
+    const int64_t words = padded.stride / kWord;
     const int64_t bytes = starts[outputs] * (int64_t)sizeof(Entry) + outputs * words * 8;
-    split(outputs, 1, bytes, threads, 4, [&](int64_t first, int64_t last) {
-      std::vector<Entry> room;
-      for (int64_t o = first; o < last; ++o) {
-        const Entry *packed = row_values((const Entry *)values, starts, outputs, o, room);
-        by_four(rows, [&](int64_t row, auto count) {
-          float totals[count];
-          bitmask_row<Kind, count>(padded.data() + row * stride, stride, bits + o * words, words,
-                                   packed, totals);
-          for (int r = 0; r < count; ++r)
-            y[(row + r) * outputs + o] = finished(totals[r], scales, bias, o);
-        });
-      }
+    const auto *packed = (const Entry *)values;
+    split(outputs, 2, bytes, threads, 4, [&](int64_t first, int64_t last) {
+      Room<Entry> two[2], one[1];
+      int64_t o = first;
+      for (; o + 2 <= last; o += 2)
+        bitmask_outputs<Kind, 2>(padded, bits, packed, starts, scales, bias, y, rows, outputs, o,
+                                 two);
+      if (o < last)
+        bitmask_outputs<Kind, 1>(padded, bits, packed, starts, scales, bias, y, rows, outputs, o,
+                                 one);
     });
   });
 }
@@ -598,8 +856,8 @@ void sparsecraft_unpack_bitmask(const uint64_t *bits, const void *values, const 
     using Kind = decltype(entries);
     using Entry = typename Kind::Entry;
     split(end - begin, 1, (end - begin) * inputs * 4, threads, 4, [&](int64_t first, int64_t last) {
-      std::vector<Entry> room;
-      std::vector<float> row(words * kWord);
+      Room<Entry> room;
+      Room<float> row(words * kWord);
       for (int64_t k = first; k < last; ++k) {
         const int64_t o = begin + k;
         unpack_row<Kind>(bits + o * words, words,
