@@ -2,9 +2,9 @@
 
 A model of the asked shape with random weights (so speed only) decodes token after token behind a
 context, head dense and included. Within each type the contenders decode in turn: PyTorch's own
-products, the best dense path (`pack` with dense formats alone), gates at 65 % of the inputs of every
-matrix of the blocks (TEAL's thresholds, chosen on random tokens), and, on a model whose weights are
-half zeros by magnitude, the sparse formats. A ratio is one of medians over the rounds.
+products, the best dense path (`pack` with dense formats alone), gates at 65 % of the inputs of
+every matrix of the blocks (TEAL's thresholds, chosen on random tokens), and, on a model whose
+weights are half zeros by magnitude, the sparse formats. A ratio is one of medians over the rounds.
 
 Run: python benchmarks/bench_decode.py [--quick] [--layers 16] [--types float32 bfloat16 int8]
 """

@@ -26,6 +26,7 @@ from torch import nn
 
 import sparsecraft
 from llama_arms import SETTINGS, Arm, every_arm, quick_arms
+from llama_table import answer, table
 from sparsecraft.lab.decoding import Decoding, decode_in_turns
 from sparsecraft.lab.evidence import paired
 from sparsecraft.lab.evidence.paired import Interval, paired_bootstrap
@@ -34,7 +35,9 @@ from sparsecraft.lab.measures.perplexity import score_windows
 from sparsecraft.lab.rounds import verdict
 from sparsecraft.lab.speed_forms import as_decoded, is_sparse, twin
 from sparsecraft.lab.tasks import load_task
-from sparsecraft.model.checkpoints import load
+from sparsecraft.model.checkpoints import load, save
+from sparsecraft.model.runtime import DecisionRecord
+from sparsecraft.model.runtime.packed_linear import PackedLinear
 
 REFERENCE, RIVAL = "torch float32", "dense int8"
 CALIBRATION = {"weights": 32768, "gate": 4096, "greedy": 1024}
@@ -131,8 +134,6 @@ def save_made(arm: Arm, made: Any, folder: Path) -> None:
     if arm.kind == "gate":
         made.save(folder)
         return
-    from sparsecraft.model.checkpoints import save
-
     model, report = made
     save(model, folder, mask=report.mask, settings={"pruning": report.to_json()})
 
@@ -157,12 +158,14 @@ def quality_of(bench: Bench, arm: Arm) -> dict[str, Any]:
         )
         form, record = packed.model, packed.record
     scored = score_windows(as_decoded(model, form), bench.test, dense=bench.dense)
+    zeros = score_windows(as_decoded(model, model), bench.test) if arm.kind == "gate" else scored
     found = {
         "asked": wanted,
+        "all_zeros_used": zeros.perplexity,
         "choice": bench.choice_of(arm),
         "losses": scored.losses.tolist(),
         "kl": scored.kl,
-        "megabytes": (weights_of(model) if record is None else record.bytes) / 1e6,
+        "megabytes": weights_of(form) / 1e6,
         "computes": computes(record),
         "record": None if record is None else record.to_json(),
     }
@@ -177,8 +180,10 @@ def example(bench: Bench) -> dict[str, torch.Tensor]:
 
 
 def weights_of(model: nn.Module) -> int:
-    """Returns the bytes of all linear layers' weights."""
-    return sum(m.weight.nbytes for m in model.modules() if isinstance(m, nn.Linear))
+    """Returns the bytes that all linear layers hold."""
+    stored = [store for m in model.modules() if isinstance(m, PackedLinear) for store in m.stores()]
+    plain = [m.weight for m in model.modules() if isinstance(m, nn.Linear)]
+    return sum(each.nbytes for each in (*stored, *plain))
 
 
 def computes(record: Any) -> str:
@@ -188,6 +193,9 @@ def computes(record: Any) -> str:
     kinds: dict[str, int] = {}
     for choice in record.choices:
         kinds[choice.chosen] = kinds.get(choice.chosen, 0) + 1
+    hooked = sum("hooks" in reason for reason in record.left_alone.values())
+    if hooked:
+        kinds["masked, simulated"] = hooked
     return ", ".join(f"{count} {kind}" for kind, count in kinds.items())
 
 
@@ -197,7 +205,7 @@ def decoded(bench: Bench, arms: list[Arm], known: Mapping[str, Any]) -> dict[str
     for arm in arms:
         form = bench.model_of(arm)
         if arm.packed:
-            record = sparsecraft.model.runtime.DecisionRecord.from_json(known[arm.name]["record"])
+            record = DecisionRecord.from_json(known[arm.name]["record"])
             form = sparsecraft.pack(
                 form, example=example(bench), keep_original=False, record=record,
                 **arm.pack_settings,
@@ -218,6 +226,7 @@ def rows_of(bench: Bench, arms: list[Arm], known: Mapping[str, Any]) -> list[dic
         rows.append({
             "arm": arm.name, "kind": arm.kind, "setting": facts["choice"].get("settings"),
             "perplexity": math.exp(np.mean(facts["losses"])), "kl": facts["kl"],
+            "all_zeros_used": facts["all_zeros_used"],
             "change": [change.estimate, change.low, change.high],
             "tokens_per_second": rate.to_json(), "megabytes": facts["megabytes"],
             "over_torch_float32": rate.over(speeds[REFERENCE].rate).median,
@@ -252,45 +261,6 @@ def beyond(arm: Arm, known: Mapping[str, Any], speeds: Mapping[str, Decoding]) -
     if mine["megabytes"] < 0.99 * rival["megabytes"]:
         found.append("smaller")
     return found
-
-
-def answer(rows: list[dict[str, Any]]) -> str:
-    """Returns the sentence for the README's first screen."""
-    sparse = [row for row in rows if row["sparse"] and row["beyond_int8"]]
-    faster = [row for row in sparse if "faster" in row["beyond_int8"]]
-    if faster:
-        listed = "; ".join(
-            f"{row['arm']} ({', '.join(row['beyond_int8'])}; perplexity {row['change'][0]:+.1%})"
-            for row in faster
-        )
-        return f"faster than dense int8: {listed}"
-    others = "; ".join(f"{row['arm']} ({', '.join(row['beyond_int8'])})" for row in sparse)
-    tail = f"; not dominated all the same: {others}" if others else ""
-    return f"on this machine nothing sparse beats int8{tail}"
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """Returns the table in Markdown."""
-    lines = [
-        "| arm | setting | perplexity | against dense, % | KL | tokens/s | x torch float32 "
-        "| x best dense of its type | MB of layers | layers compute with | against dense int8 |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        estimate, low, high = (100 * value for value in row["change"])
-        rate = row["tokens_per_second"]
-        beside = row["over_best_dense"]
-        words = row["beyond_int8"]
-        cells = [
-            row["arm"], json.dumps(row["setting"]) if row["setting"] else "",
-            f"{row['perplexity']:.3f}", f"{estimate:+.2f} [{low:+.2f}, {high:+.2f}]",
-            f"{row['kl']:.4f}", f"{rate['median']:.1f} [{rate['low']:.1f}, {rate['high']:.1f}]",
-            f"{row['over_torch_float32']:.2f}", "" if beside is None else f"{beside:.2f}",
-            f"{row['megabytes']:.1f}", row["computes"],
-            "" if words is None else ", ".join(words) or "dominated",
-        ]  # fmt: skip
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
 
 
 def write(path: Path, values: Any) -> None:

@@ -134,7 +134,15 @@ def test_the_quality_of_a_gated_model_is_that_of_its_decoding(gated, text):
     assert report.quality.dense == pytest.approx(perplexity(tiny_llama(), ids), rel=1e-5)
     assert report.quality.here != pytest.approx(report.quality.dense, rel=1e-3)
     assert any("gates act on every token but the first hundredth" in note for note in report.notes)
+    assert not any("are not used" in note for note in report.notes)
     assert "gated by teal, 50.0% asked at 14 places" in report.origin
+
+
+def test_gates_that_are_not_used_are_counted(gated, text):
+    report = measure_speed(gated, replace(QUICK, text=text), measure=scripted())
+    assert report.quality.change == pytest.approx(0, abs=1e-6)
+    assert any("14 of 14 gates are not used, because dense" in note for note in report.notes)
+    assert not any("first hundredth" in note for note in report.notes)
 
 
 def test_as_decoded_computes_what_single_tokens_get():

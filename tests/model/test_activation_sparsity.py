@@ -284,3 +284,43 @@ def test_the_model_computes_as_before_and_keeps_its_keys():
     assert torch.equal(before, during)
     assert list(model.state_dict()) == keys
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_an_encoder_and_a_decoder_have_masks_of_their_own():
+    transformers = pytest.importorskip("transformers")
+    sizes = {"d_model": 32, "d_ff": 64, "d_kv": 8, "num_heads": 4, "num_layers": 1}
+    config = transformers.T5Config(vocab_size=64, decoder_start_token_id=0, **sizes)
+    model = transformers.T5ForConditionalGeneration(config).eval()
+    ids = torch.randint(3, 60, (2, 7), generator=torch.Generator().manual_seed(0))
+    mask, other = torch.ones_like(ids), torch.ones_like(ids)
+    mask[0, 5:], other[1, :3] = 0, 0
+    batch = {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": ids}
+    monitor = ActivationMonitor(model)
+    assert [layer.tokens for layer in monitor.measure([batch]).layers] == [12, 14]
+    batch["decoder_attention_mask"] = other
+    assert [layer.tokens for layer in monitor.measure([batch]).layers] == [12, 11]
+
+
+def test_torchs_own_encoder_leaves_its_fused_path_to_be_counted():
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    encoder = nn.TransformerEncoder(layer, 2).eval()
+    report = ActivationMonitor(encoder).measure([{"src": torch.randn(4, 9, 8)}])
+    assert [each.tokens for each in report.layers] == [36, 36]
+    assert report.nonzero == pytest.approx(0.5, abs=0.15)
+
+
+def test_a_mixer_has_two_mlps_in_a_block():
+    class Mixer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            mlp = lambda n: nn.Sequential(nn.Linear(n, 2 * n), nn.ReLU(), nn.Linear(2 * n, n))  # noqa: E731
+            self.tokens, self.channels = mlp(9), mlp(16)
+
+        def forward(self, x):
+            x = x + self.tokens(x.transpose(1, 2)).transpose(1, 2)
+            return x + self.channels(x)
+
+    model = nn.Sequential(Mixer(), Mixer())
+    report = ActivationMonitor(model).measure([{"input": torch.randn(4, 9, 16)}])
+    found = [(each.site.name, each.tokens, each.neurons) for each in report.layers]
+    assert found[:2] == [("0.tokens", 64, 18), ("0.channels", 36, 32)]

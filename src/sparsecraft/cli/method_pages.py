@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sparsecraft.cli.docstrings import argument_docs, body, default_text, reference, type_name
 from sparsecraft.core.catalog import MethodInfo
-from sparsecraft.core.kinds import Layerwise, ModelWide
+from sparsecraft.core.kinds import Gate, Layerwise, ModelWide
 
 TAXONOMY = {
     "of": "what is sparse",
@@ -87,9 +87,12 @@ def write(methods: list[MethodInfo], folder: Path) -> list[Path]:
 
 def example(info: MethodInfo) -> str:
     """Returns a command that uses the method."""
+    data = " --calibration text.txt" if "data" in info.taxonomy.needs else ""
+    if issubclass(info.cls, Gate):
+        share = " --sparsity 0.5" if "sparsity" in info.options else ""
+        return f"sparsecraft gate my-model --method {info.name}{share}{data} --out gated"
     if not issubclass(info.cls, Layerwise | ModelWide):
         return f"sparsecraft methods {info.name}"
-    data = " --calibration text.txt" if "data" in info.taxonomy.needs else ""
     return f"sparsecraft prune my-model --method {info.name} --sparsity 0.5{data} --out sparse"
 
 

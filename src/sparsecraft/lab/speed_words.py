@@ -75,9 +75,10 @@ def _quality_lines(quality: Quality | None) -> list[str]:
     where = f"on {quality.windows} x {quality.window} tokens ({quality.about})"
     if quality.metric != "perplexity":
         return [f"cosine to dense {quality.here:.5f} {where}."]
+    kl = max(quality.kl or 0.0, 0.0)  # rounding may leave it a hair below zero
     return [
         f"perplexity {quality.here:.3f}, dense {quality.dense:.3f}: "
-        f"{quality.change:+.2%}{interval}; KL to dense {quality.kl:.4f} nats, {where}."
+        f"{quality.change:+.2%}{interval}; KL to dense {kl:.4f} nats, {where}."
     ]
 
 

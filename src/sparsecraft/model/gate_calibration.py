@@ -107,8 +107,10 @@ def fit_gates(
     fitted = Fitted()
     step = method.greedy_step()
     if not method.needs_values() and step is None:
-        for place in places:
+        for index, place in enumerate(places, start=1):
             _fit(fitted, method, place, method.asked(place.features), _site(model, place, origin))
+            if progress is not None:
+                progress(place.name, index, len(places))
         return fitted
     if not batches:
         raise MissingStatistic(

@@ -22,7 +22,6 @@ def task(tmp_path_factory):
     language.load_language.cache_clear()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SPARSECRAFT_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr(language, "BLOCK_WINDOWS", 8)
         made = language.load_language(0, **SIZE)
         short = {part: windows[:8] for part, windows in made.windows.items()}
         made.windows.update(short)
@@ -60,6 +59,7 @@ def test_all_arms_drop_equally_much(arm, task):
         options = {**options, "step": 0.5}
     cell = Cell(arm, 0, {"task": dict(SIZE), "options": dict(options), "sparsity": 0.25})
     found = c08.measure(cell)
+    # Half a query's size at a time lands beside the sparsity asked.
     slack = 0.15 if options.get("allocation") == "greedy" else 0.02
     assert found["sparsity"] == pytest.approx(0.25, abs=slack)
     assert 0 < found["loss"] < 8 and found[c08.BLOCK_ERROR] > 0

@@ -6,6 +6,9 @@ import pytest
 from rich.console import Console
 
 from sparsecraft.lab.report import print_summary
+from sparsecraft.lab.report.arms import kl_of
+from sparsecraft.lab.report.cells import row
+from sparsecraft.lab.report.markers import series_key, series_of
 from sparsecraft.lab.report.text import (
     headline,
     size_words,
@@ -116,3 +119,21 @@ def test_terminal_takes_an_empty_comparison():
     console = Console(file=io.StringIO(), width=80)
     print_summary({"arms": []}, console)
     assert "No arm was chosen." in console.file.getvalue()
+
+
+def test_divergence_from_dense_is_shown_where_a_task_measures_it(record):
+    def shown():
+        console = Console(width=140, record=True, file=io.StringIO())
+        print_summary(record, console)
+        return console.export_text()
+
+    assert " KL " not in shown()
+    arm = next(arm for arm in record["arms"] if arm["method"] != "dense")
+    for index, run in enumerate(arm["runs"]):
+        run["extra"]["kl"] = 0.5 + index
+    expected = 0.5 + (len(arm["runs"]) - 1) / 2
+    assert kl_of(arm) == expected
+    assert " KL " in shown()
+    assert f"{expected:.4f}" in shown()
+    look = series_of([arm])[series_key(arm)]
+    assert f"KL to dense {expected:.4f}" in row(record, arm, look)["cells"][3]["under"]

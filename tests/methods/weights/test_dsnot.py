@@ -249,10 +249,11 @@ def test_errors_name_the_layer():
         DSnoT().prune(WEIGHT, layer(kinds=(InputNorm,)))
     with pytest.raises(NonFinite, match=r"block\.fc1: the weight"):
         DSnoT().prune(WEIGHT / 0, layer())
-    broken = layer()
-    broken.statistics[InputSum][3] = float("inf")
-    with pytest.raises(NonFinite, match=r"block\.fc1: the sum of its input"):
-        DSnoT().prune(WEIGHT, broken)
+    for kind, what in ((InputSum, "sum"), (InputVariance, "variance"), (InputNorm, "norm")):
+        broken = layer()
+        broken.statistics[kind][3] = float("nan")
+        with pytest.raises(NonFinite, match=rf"block\.fc1: the {what} of its input"):
+            DSnoT().prune(WEIGHT, broken)
     with pytest.raises(InvalidValue, match="multiple of 5"):
         DSnoT(pattern=NM(2, 5)).prune(WEIGHT, layer(0.4))
 

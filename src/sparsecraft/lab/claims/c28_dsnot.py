@@ -151,7 +151,10 @@ def _full_arms() -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _start(start: str, budget: Options) -> dict[str, Any]:
-    """Returns the options of the method that DSnoT starts from: per row, as DSnoT keeps it."""
+    """Returns the options of the method that DSnoT starts from.
+
+    Wanda and magnitude prune each row alike, SparseGPT each block of columns.
+    """
     options = {"method": start, **budget}
     if start == "magnitude" and "pattern" not in budget:
         options["pattern"] = "row"
@@ -159,9 +162,9 @@ def _start(start: str, budget: Options) -> dict[str, Any]:
 
 
 def _dsnot(start: str, budget: Options, **options: Any) -> dict[str, Any]:
-    """Returns the options of DSnoT from the start; SparseGPT's with its updated weights."""
-    updated = {"updated_weights": True} if start == "sparsegpt" else {}
-    return {"method": "dsnot", "start": start, **updated, **budget, **options}
+    """Returns the options of DSnoT from what `_start` gives, SparseGPT's updated weights too."""
+    own = {"updated_weights": True, "pattern": "unstructured"} if start == "sparsegpt" else {}
+    return {"method": "dsnot", "start": start, **own, **budget, **options}
 
 
 def measure(cell: Cell) -> dict[str, float]:

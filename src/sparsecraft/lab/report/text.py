@@ -210,7 +210,7 @@ def _table(comparison: Comparison, *, intervals: bool) -> Table:
         title_justify="left",
     )
     drop = ("drop", "interval, %") if intervals else ("drop",)
-    diverges = any(kl_of(arm) is not None for arm in arms_of(comparison))
+    diverges = intervals and any(kl_of(arm) is not None for arm in arms_of(comparison))
     speeds = [f"speed-up\nbatch {batch}" for batch in BATCHES]
     table.add_column("arm", min_width=14)
     kl = ("KL",) if diverges else ()

@@ -152,12 +152,11 @@ class DSnoT(Layerwise):
 
     def prune(self, weight: Tensor, layer: Layer) -> Pruned:
         """Returns the matrix under the start's mask after the swaps."""
-        begun = self._begin(weight, layer)
+        _check_finite(weight, layer)
+        dense, mask = self._begin(weight, layer)
         if not self._swaps(layer.name, layer.role):
-            return begun
-        # What is grown comes back with its value from before pruning.
-        dense = torch.where(begun.mask, begun.weight, weight)
-        done = self._swapped(dense, begun.mask, layer)
+            return Pruned.keeping(dense, mask)
+        done = self._swapped(dense, mask, layer)
         facts = {
             "expected error before": float(done.before.abs().mean()),
             "expected error": float(done.after.abs().mean()),
@@ -165,21 +164,18 @@ class DSnoT(Layerwise):
         }
         return Pruned.keeping(dense, done.keep, facts)
 
-    def _begin(self, weight: Tensor, layer: Layer) -> Pruned:
-        """Returns the start's outcome; with the dense weights unless updated ones are wanted."""
+    def _begin(self, weight: Tensor, layer: Layer) -> tuple[Tensor, Tensor]:
+        """Returns the weights, the pruned ones as they were before pruning, and the first mask."""
         if self.updated_weights:
-            return self.first.prune(weight, layer)
-        if isinstance(self.first, SparseGPT):
-            scores.check_finite(weight, f"{layer.name}: the weight")
-            mask = self.pattern.mask(self._initial_scores(weight, layer), layer.density)
-        else:
-            mask = self.first.prune(weight, layer).mask
-        return Pruned.keeping(weight, mask)
+            begun = self.first.prune(weight, layer)
+            return torch.where(begun.mask, begun.weight, weight), begun.mask
+        if type(self.first) in (Wanda, Magnitude, SparseGPT):
+            found = self._initial_scores(weight, layer)
+            return weight, self.pattern.mask(found, layer.density)
+        return weight, self.first.prune(weight, layer).mask
 
     def _swapped(self, weight: Tensor, mask: Tensor, layer: Layer) -> Swaps:
-        sums, variances, norm = layer[InputSum], layer[InputVariance], layer[InputNorm]
-        for each, what in ((sums, "sum"), (variances, "variance"), (norm, "norm")):
-            scores.check_finite(each, f"{layer.name}: the {what} of its input")
+        sums, variances = layer[InputSum], layer[InputVariance]
         if isinstance(self.pattern, NM):
             return dsnot_groups(
                 weight,
@@ -195,7 +191,7 @@ class DSnoT(Layerwise):
         return dsnot_rows(
             weight,
             sums,
-            norm.double().square(),
+            layer[InputNorm].double().square(),
             variances,
             mask,
             cycles=self.cycles,
@@ -248,3 +244,9 @@ class DSnoT(Layerwise):
         return dataclasses.replace(
             built, sparsity=self.sparsity, pattern=self.pattern, allocation=self.allocation
         )
+
+
+def _check_finite(weight: Tensor, layer: Layer) -> None:
+    scores.check_finite(weight, f"{layer.name}: the weight")
+    for kind, what in ((InputSum, "sum"), (InputVariance, "variance"), (InputNorm, "norm")):
+        scores.check_finite(layer[kind], f"{layer.name}: the {what} of its input")

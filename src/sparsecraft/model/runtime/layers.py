@@ -94,7 +94,7 @@ def find_layers(
     reasons: dict[str, str] = {}
     for name, module in model.named_modules():
         matrices = [p for p in module.parameters(recurse=False) if p.dim() >= 2]
-        if not matrices:
+        if not matrices and not _is_plain_linear(module):
             continue
         parent = model.get_submodule(name.rpartition(".")[0])
         reason = _why_not(module, parent, gates.get(name))
@@ -117,8 +117,7 @@ def replace_module(model: nn.Module, names: tuple[str, ...], module: nn.Module) 
 
 
 def _why_not(module: nn.Module, parent: nn.Module, gate: ActivationGate | None) -> str | None:
-    plain = type(module).forward is nn.Linear.forward or is_conv1d(module)
-    if not plain:
+    if not _is_plain_linear(module):
         return _not_linear(module)
     if "weight" not in module._parameters or "forward" in vars(module):
         return "its weight or its forward is replaced by someone else's code"
@@ -136,6 +135,10 @@ def _why_not(module: nn.Module, parent: nn.Module, gate: ActivationGate | None) 
     if not bool(torch.isfinite(weight).all()):
         return "its weight has NaN or infinite values"
     return None
+
+
+def _is_plain_linear(module: nn.Module) -> bool:
+    return type(module).forward is nn.Linear.forward or is_conv1d(module)
 
 
 def _not_linear(module: nn.Module) -> str:
