@@ -16,7 +16,6 @@ import argparse
 import json
 import random
 import statistics
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ from sparsecraft.model.runtime.chooser import Settings, contenders, decided, mea
 from sparsecraft.model.runtime.facts import LayerFacts
 from sparsecraft.model.runtime.layers import LinearLayer
 from sparsecraft.model.runtime.stores import Stores
-from sparsecraft.model.runtime.timing import CacheFlush, Contender, measure_in_turns
+from sparsecraft.model.runtime.timing import CacheFlush, Contender, clock_of, measure_in_turns
 
 TYPES = (("float32",), ("float32", "bfloat16"), ("float32", "bfloat16", "int8"))
 DENSE = ("torch", "dense", "by_input")
@@ -130,16 +129,16 @@ def again(
     rivals: dict[str, Contender], x: torch.Tensor, rounds: int
 ) -> tuple[dict[str, float], float]:
     """Returns the medians of an independent measurement, and the spread of the first rival."""
-    flush = CacheFlush()
+    flush, clock = CacheFlush(), clock_of(x)
     spent: dict[str, list[float]] = {name: [] for name in rivals}
     with torch.inference_mode():
         for turn in range(rounds):
             for name in rivals if turn % 2 else reversed(rivals):
                 flush()
                 rivals[name].rehearse(x)
-                begin = time.perf_counter()
+                begin = clock()
                 rivals[name].run(x)
-                spent[name].append(time.perf_counter() - begin)
+                spent[name].append(clock() - begin)
     first = statistics.quantiles(next(iter(spent.values())), n=4, method="inclusive")
     medians = {name: statistics.median(times) for name, times in spent.items()}
     return medians, (first[2] - first[0]) / first[1]

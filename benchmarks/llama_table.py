@@ -25,7 +25,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     """Returns the table in Markdown."""
     lines = [
         "| arm | setting | perplexity | every gate in use | against dense, % | KL | tokens/s "
-        "| x torch float32 | x best dense of its type | MB of layers | layers compute with | against dense int8 |",
+        "| x torch float32 | x best dense of its type | MB of layers | layers compute with "
+        "| against dense int8 |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
@@ -38,7 +39,8 @@ def table(rows: list[dict[str, Any]]) -> str:
             f"{row['perplexity']:.3f}",
             f"{row['all_zeros_used']:.3f}" if row["kind"] == "gate" else "",
             f"{estimate:+.2f} [{low:+.2f}, {high:+.2f}]",
-            f"{max(row['kl'], 0):.4f}", f"{rate['median']:.1f} [{rate['low']:.1f}, {rate['high']:.1f}]",
+            f"{max(row['kl'], 0):.4f}",
+            f"{rate['median']:.1f} [{rate['low']:.1f}, {rate['high']:.1f}]",
             f"{row['over_torch_float32']:.2f}", "" if beside is None else f"{beside:.2f}",
             f"{row['megabytes']:.1f}", row["computes"],
             "" if words is None else ", ".join(words) or "dominated",

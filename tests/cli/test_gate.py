@@ -32,9 +32,7 @@ def text(tmp_path):
 
 def test_a_directory_goes_in_and_comes_out(capsys, directory, text, tmp_path):
     out = tmp_path / "gated"
-    done = run(
-        capsys, "gate", directory, "--sparsity", "65%", "--calibration", text, "--out", out
-    )
+    done = run(capsys, "gate", directory, "--sparsity", "65%", "--calibration", text, "--out", out)
     assert done.code == 0, done.err
     model = sparsecraft.load(out)
     gates = installed_gates(model)

@@ -6,7 +6,8 @@ from sparsecraft.core.kinds import GateSite
 
 
 @pytest.mark.parametrize(
-    ("features", "sparsity", "kept"), [(10, 0.0, 10), (10, 0.65, 3), (4096, 0.65, 1433), (7, 0.5, 3)]
+    ("features", "sparsity", "kept"),
+    [(10, 0.0, 10), (10, 0.65, 3), (4096, 0.65, 1433), (7, 0.5, 3)],
 )
 def test_what_a_token_keeps_is_truncated_as_the_papers_do(features, sparsity, kept):
     assert GateSite("site", features, sparsity).keep() == kept

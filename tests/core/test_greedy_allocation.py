@@ -53,9 +53,7 @@ def test_error_is_a_norm_over_the_tokens_of_the_last_quarter():
 
 def test_each_step_goes_where_it_hurts_least():
     sizes = {"a": 1.0, "b": 2.0}
-    rows = greedy_shares(
-        sizes, lambda s: s["a"] ** 2 + 3 * s["b"] ** 2, target=0.5, step=0.3
-    )
+    rows = greedy_shares(sizes, lambda s: s["a"] ** 2 + 3 * s["b"] ** 2, target=0.5, step=0.3)
     for before, after in itertools.pairwise(rows):
         moved = [name for name in sizes if after.shares[name] != before.shares[name]]
         assert len(moved) == 1

@@ -9,6 +9,7 @@ import pytest
 import torch
 from tests.model.runtime.scripted import scripted
 from tests.models import (
+    ARCHITECTURES,
     batches_for,
     save_directory,
     tiny_bert,
@@ -199,6 +200,17 @@ def test_an_encoder_takes_no_prompt(folder):
     path = save_directory(tiny_bert(), folder / "bert-without-prompt")
     with pytest.raises(InvalidValue, match=r"an encoder: it reads and does not write.*--prompt"):
         measure_speed(path, replace(QUICK, prompt="the cat"))
+
+
+@pytest.mark.parametrize("name", sorted(set(ARCHITECTURES) - {"vit"}))
+def test_every_architecture_is_timed(folder, name):
+    path = folder / f"architecture-{name}"
+    ARCHITECTURES[name]().save_pretrained(path)
+    settings = replace(QUICK, batch_sizes=(1,))
+    report = measure_speed(path, settings, measure=scripted("dense int8"))
+    assert report.kind == ("encoder" if name == "bert" else "decoder")
+    assert "dense int8" in {choice.chosen for choice in report.record.choices}
+    assert len(report.forward[1]["packed"].values) == 3
 
 
 def test_images_are_timed_too(folder):

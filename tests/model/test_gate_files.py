@@ -45,9 +45,7 @@ def test_loading_calibrates_nothing_and_gives_the_same_bits(case, tmp_path):
     with torch.no_grad():
         assert torch.equal(loaded(**batches[0]).logits, model(**batches[0]).logits)
     start = torch.tensor([[1, 7, 9]])
-    written, again = (
-        m.generate(start, max_new_tokens=6, do_sample=False) for m in (model, loaded)
-    )
+    written, again = (m.generate(start, max_new_tokens=6, do_sample=False) for m in (model, loaded))
     assert torch.equal(written, again)
 
 

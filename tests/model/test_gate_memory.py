@@ -34,7 +34,9 @@ def test_a_rotation_keeps_a_copy_of_the_weights():
 def test_too_little_memory_is_refused_with_what_would_fit():
     room = Room(2**20, "RLIMIT_DATA of this process")
     check_memory(GateMemory(2**20, 0), 4096, room)
-    with pytest.raises(OutOfMemory, match=r"needs about 4\.0 MiB.*only 1\.0 MiB.*--max-tokens 1024"):
+    with pytest.raises(
+        OutOfMemory, match=r"needs about 4\.0 MiB.*only 1\.0 MiB.*--max-tokens 1024"
+    ):
         check_memory(GateMemory(2**22, 0), 4096, room)
     with pytest.raises(OutOfMemory, match="--no-rotation"):
         check_memory(GateMemory(0, 2**22), 0, room)

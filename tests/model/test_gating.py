@@ -9,6 +9,7 @@ import sparsecraft
 from sparsecraft.core.errors import InvalidValue, NoMatch, NonFinite, SparsityError, UnknownName
 from sparsecraft.core.thresholds import exact_threshold
 from sparsecraft.methods.activations.teal import TEAL
+from sparsecraft.model import gate_calibration
 from sparsecraft.model.calibration import stages
 from sparsecraft.model.gate_calibration import KeptValues
 from sparsecraft.model.gate_places import find_input_places
@@ -154,6 +155,19 @@ def test_the_greedy_search_measures_the_real_block_error():
         assert rows[-1].error == pytest.approx(float(error), rel=1e-4)
     else:
         pytest.fail(f"the last row was expected to be used: {rows}")
+
+
+def test_a_search_runs_on_few_sequences_but_thresholds_see_all(monkeypatch):
+    monkeypatch.setattr(gate_calibration, "SEARCH_TOKENS", 12)
+    batches = batches_for(tiny_llama())
+    options = {"sparsity": 0.4, "allocation": "greedy", "step": 0.5, "targets": "*.0.mlp.*"}
+    model = tiny_llama()
+    few = gate(model, "teal", calibration=batches, **options).report
+    first = [{key: value[:1] for key, value in batches[0].items()}]
+    alone = gate(tiny_llama(), "teal", rule="topk", calibration=first, **options).report
+    every = gate(tiny_llama(), "teal", rule="topk", calibration=batches, **options).report
+    assert alone.searches["model.layers.0"] == every.searches["model.layers.0"]
+    assert few.calibration_tokens == 72
 
 
 def _block_output(model, batch):

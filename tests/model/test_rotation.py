@@ -355,6 +355,37 @@ def test_twice_is_refused():
         rotate(model)
 
 
+def test_a_gated_model_is_refused():
+    model = tiny_llama()
+    sparsecraft.gate(model, "teal", rule="topk", sparsity=0.5)
+    with pytest.raises(InvalidValue, match=r"LlamaForCausalLM has gates.*undo\(\), rotate"):
+        rotate(model)
+
+
+def test_a_model_on_several_devices_or_without_weights_is_refused():
+    model = tiny_llama()
+    model.lm_head.to("meta")
+    with pytest.raises(InvalidValue, match="lies on cpu, meta"):
+        rotate(model)
+    with pytest.raises(InvalidValue, match="lies on meta"):
+        rotate(model.to("meta"))
+
+
+def test_a_rotation_that_is_broken_off_leaves_the_model_as_it_was():
+    model = trained_like(tiny_llama, tie_word_embeddings=True)
+    state = copy.deepcopy(model.state_dict())
+
+    def stop(name, done, total):
+        if done == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        rotate(model, progress=stop)
+    assert list(model.state_dict()) == list(state)
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
 def test_a_model_without_head_is_refused():
     with pytest.raises(InvalidValue, match="Load the model with its head"):
         rotate(tiny_llama().model)

@@ -95,8 +95,10 @@ def open_streamed(arguments: argparse.Namespace) -> Skeleton:
 
 def prune_streamed(arguments: argparse.Namespace, method: Method) -> StreamReport:
     """Prunes from directory to directory and returns what was done."""
+    from sparsecraft.model.memory import return_freed_memory
     from sparsecraft.model.streaming import prune_directory
 
+    return_freed_memory()
     calibration = partial(calibration_batches, arguments=arguments) if needs_data(method) else ()
     with progress(method.info.name) as tell:
         return prune_directory(
@@ -149,8 +151,8 @@ def _check_options(arguments: argparse.Namespace) -> None:
         )
     if arguments.packed:
         raise InvalidValue(
-            "--packed contradicts pruning block by block (--stream): a packed file is written from a "
-            "model in memory. Write the plain model, and pack it where there is memory for it."
+            "--packed contradicts pruning block by block (--stream): a packed file is written from "
+            "a model in memory. Write the plain model, and pack it where there is memory for it."
         )
     if arguments.statistics is not None:
         raise InvalidValue(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Column, Table
 
+from sparsecraft.lab.report.values import milliseconds
 from sparsecraft.lab.rounds import Rounds, verdict
 from sparsecraft.lab.speed_layers import layer_groups
 
@@ -46,7 +47,7 @@ def whole(report: SpeedReport) -> Table:
         what = "one token each" if report.kind == "decoder" else "whole pass"
         for form, ms in forms.items():
             compared = _beside(ms, forms["dense"], less_is_faster=True)
-            table.add_row(f"{what}, batch {size}", form, f"{ms.median:.3g} ms", *compared)
+            table.add_row(f"{what}, batch {size}", form, milliseconds(ms.median), *compared)
     return table
 
 

@@ -2,13 +2,14 @@
 
 Thresholds need all values of a place, so one block's distinct inputs are the most that is held.
 Where the allocation is greedy, each block is run again and again with other gates, on a few of the
-batches. Blocks see dense inputs, or what comes through the gated blocks before them.
+sequences. Blocks see dense inputs, or what comes through the gated blocks before them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,8 +33,8 @@ from sparsecraft.model.pruning import count_tokens
 
 Batch = Mapping[str, Any]
 Progress = Callable[[str, int, int], None]
-SEARCH_TOKENS = 4096
-"""A greedy search runs a block hundreds of times, on the first batches that hold so many tokens."""
+SEARCH_TOKENS = 1024
+"""A greedy search runs a block hundreds of times, on the first sequences with so many tokens."""
 
 
 class KeptValues(Statistic):
@@ -118,6 +119,7 @@ def fit_gates(
             "(calibration=..., --calibration text.txt)"
         )
     _check_blocks(method, places)
+    batches = list(batches) if step is None else _with_few_first(batches)
     wanted = (KeptValues,) if method.needs_values() else (Reached,)
     targets = [place.target(model) for place in places]
     by_name = {place.name: place for place in places}
@@ -127,7 +129,7 @@ def fit_gates(
         sites = {place: _site(model, place, origin, stage) for place in present}
         shares = {place.name: method.asked(place.features) for place in present}
         if step is not None and present:
-            rows = _search(model, method, sites, stage, batches, step, origin)
+            rows = _search(model, method, sites, stage, step, origin)
             fitted.searches[stage.name] = rows
             shares = dict(nearest_row(rows, method.asked(present[0].features)).shares)
         for place, site in sites.items():
@@ -178,12 +180,11 @@ def _search(
     method: Gate,
     sites: Mapping[Place, GateSite],
     stage: Stage,
-    batches: Sequence[Batch],
     step: float,
     origin: Origin,
 ) -> list[AllocationRow]:
     """Returns the rows of the greedy search within one block; the block is left without gates."""
-    trial = _Trial(model, method, sites, stage, _few(batches), origin)
+    trial = _Trial(model, method, sites, stage, origin)
     shapes = {place.name: _shape(place) for place in sites}
     most = {place.name: 1 - 1 / place.features for place in sites}
     target = method.asked(next(iter(sites)).features)
@@ -199,12 +200,23 @@ def _shape(place: Place) -> tuple[int, int]:
     return place.numel // place.features, place.features
 
 
-def _few(batches: Sequence[Batch]) -> int:
-    """Returns how many batches a search runs on."""
-    for number in range(1, len(batches) + 1):
-        if count_tokens(batches[:number]) >= SEARCH_TOKENS:
-            return number
-    return len(batches)
+def _with_few_first(batches: Sequence[Batch]) -> list[Batch]:
+    """Returns the batches, the first cut into the sequences of a search and the rest."""
+    first = batches[0]
+    rows = next(len(each) for each in first.values() if isinstance(each, Tensor))
+    few = max(1, SEARCH_TOKENS * rows // max(1, count_tokens([first])))
+    if few >= rows:
+        return list(batches)
+    cut = ({k: _rows_of(v, rows, part) for k, v in first.items()} for part in _parts(few))
+    return [*cut, *batches[1:]]
+
+
+def _parts(few: int) -> tuple[slice, slice]:
+    return slice(0, few), slice(few, None)
+
+
+def _rows_of(value: Any, rows: int, part: slice) -> Any:
+    return value[part] if isinstance(value, Tensor) and len(value) == rows else value
 
 
 class _Trial:
@@ -219,28 +231,25 @@ class _Trial:
         method: Gate,
         sites: Mapping[Place, GateSite],
         stage: Stage,
-        batches: int,
         origin: Origin,
     ) -> None:
         assert stage.outputs is not None  # _check_blocks has seen to it
-        self.method, self.sites, self.batches, self.model = method, sites, batches, model
-        self.run = stage.outputs
-        self.dense = self.run(batches)
+        self.method, self.sites, self.model = method, sites, model
+        self.run = partial(stage.outputs, 1)
+        self.dense = self.run()[0]
         self.fits: dict[tuple[str, float], ActivationGate] = {}
         whole = ActivationGate(threshold=0.0)
         install(model, dict.fromkeys(sites, whole), {p.name: 0.0 for p in sites}, origin)
         self.hooks: dict[str, InstalledGate] = installed(model)
 
     def error(self, shares: Mapping[str, float]) -> float:
-        """Returns the mean error of the block's output over the batches."""
+        """Returns the error of the block's output on the first batch."""
         for place, site in self.sites.items():
             key = (place.name, shares[place.name])
             if key not in self.fits:
                 self.fits[key] = self.method.fit(_with_share(site, shares[place.name]))
             self.hooks[place.name].gate = self.fits[key]
-        sparse = self.run(self.batches)
-        errors = [block_error(a, b) for a, b in zip(self.dense, sparse, strict=True)]
-        return sum(errors) / len(errors)
+        return block_error(self.dense, self.run()[0])
 
     def end(self) -> None:
         """Takes the trial's gates away."""

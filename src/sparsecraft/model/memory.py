@@ -6,6 +6,7 @@ only the peak is known, and a run is not refused for want of memory before it st
 
 from __future__ import annotations
 
+import ctypes
 import re
 import sys
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from sparsecraft.core.errors import InvalidValue
 _STATUS = Path("/proc/self/status")
 _MEMORY = Path("/proc/meminfo")
 _GROUP = Path("/sys/fs/cgroup")
+_MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of malloc.h
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -68,6 +70,18 @@ def peak_bytes() -> int | None:
 def private_bytes() -> int | None:
     """Returns the private memory that this process has mapped, which RLIMIT_DATA limits."""
     return _numbers(_STATUS).get("VmData")
+
+
+def return_freed_memory() -> bool:
+    """Makes the C library hand every large block back when it is freed; returns whether it can.
+
+    Left alone, glibc keeps freed blocks of up to 32 MiB for later, and they stay private memory of
+    the process. It is a setting of the whole process, for a program of its own to make.
+    """
+    if sys.platform != "linux":
+        return False
+    call = getattr(ctypes.CDLL(None), "mallopt", None)
+    return call is not None and call(_MMAP_THRESHOLD, 2**20) == 1
 
 
 def parse_bytes(text: str) -> int:

@@ -87,15 +87,16 @@ def refuse_quantised(path: Path, verb: str = "prune") -> None:
         method = described.get("quant_method") if isinstance(described, dict) else None
         raise CheckpointError(
             f"{path} is quantised ({method or 'its config.json has a quantization_config'}): what "
-            f"it stores are codes, whose zeros are not zeros of the weights. {verb.capitalize()} the "
-            f"model that it was quantised from, and quantise the {verb}d one."
+            "it stores are codes, whose zeros are not zeros of the weights. "
+            f"{verb.capitalize()} the model that it was quantised from, and quantise the {verb}d "
+            "one."
         )
     for name, kind in _types(path):
         last = name.rpartition(".")[2]
         if kind.startswith(_LOW_BITS) or (kind in _INTEGERS and "weight" in last):
             raise CheckpointError(
-                f"{path} is quantised: {name} is of the type {kind}. {verb.capitalize()} the model in "
-                f"float32, bfloat16 or float16, and quantise the {verb}d one."
+                f"{path} is quantised: {name} is of the type {kind}. {verb.capitalize()} the model "
+                f"in float32, bfloat16 or float16, and quantise the {verb}d one."
             )
 
 

@@ -17,7 +17,7 @@ Reference:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -81,12 +81,7 @@ class Rotation:
                 "this rotation cannot be undone: it was undone already, or made with "
                 "undoable=False, which keeps no copy of the weights. Load the model again."
             )
-        for block in rotated_blocks(self.model).values():
-            restore_block(block)
-        parameters = dict(self.model.named_parameters())
-        for name, values in self._originals.items():
-            parameters[name].copy_(values)
-        tie(self.model, self._cut)
+        _restore(self.model, self._originals, self._cut)
         self._originals = None
 
 
@@ -105,7 +100,8 @@ def rotate(
             Qwen3 or Mixtral; found by structure, not by name.
         example_input: Keyword arguments of its forward with (1, tokens) input ids, two tokens or
             more, to find its structure with; by default 16 token ids.
-        undoable: Whether to keep the original weights, a second copy in memory.
+        undoable: Whether to keep the original weights, a second copy in memory. Without it a
+            rotation that is broken off leaves a model that has to be loaded again.
         progress: Called with (block, done, total).
 
     Returns:
@@ -113,7 +109,8 @@ def rotate(
 
     Raises:
         InvalidValue: If the model is rotated, quantised or pruned already, or is no pre-norm
-            decoder with RMS norms; the message says what stands in the way.
+            decoder with RMS norms; the message says what stands in the way. The model is then as
+            it was.
 
     Example:
         >>> from transformers import LlamaConfig, LlamaForCausalLM
@@ -130,12 +127,26 @@ def rotate(
     check_unpruned(model, stream)
     before = _logits(model, batch)
     rotating = _Rotating(model, stream, undoable=undoable)
-    rotating.run(progress)
+    try:
+        rotating.run(progress)
+    except BaseException:
+        # Half of a model in another basis computes nothing.
+        _restore(model, rotating.originals, rotating.cut)
+        raise
     after = _logits(model, batch)
     report = rotating.report(float((after - before).abs().max()), float(before.abs().max()))
     rotation = Rotation(model, report, rotating.originals if undoable else None, rotating.cut)
     _accept(rotation, before.dtype)
     return rotation
+
+
+def _restore(model: nn.Module, originals: Mapping[str, Tensor], cut: Sequence[Tie]) -> None:
+    for block in rotated_blocks(model).values():
+        restore_block(block)
+    parameters = dict(model.named_parameters())
+    for name, values in originals.items():
+        parameters[name].copy_(values)
+    tie(model, cut)
 
 
 def _accept(rotation: Rotation, dtype: torch.dtype) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sparsecraft.core.errors import InvalidValue
 from sparsecraft.core.seeds import generator
+from sparsecraft.model.gate_hooks import installed
 from sparsecraft.model.residual_stream import Stream
 from sparsecraft.model.rotated_block import rotated_blocks
 
@@ -19,11 +20,22 @@ _PRUNED = 0.1
 
 
 def check_rotatable(model: nn.Module) -> None:
-    """Raises InvalidValue if the model is rotated or quantised already."""
+    """Raises InvalidValue if a model is rotated, gated or quantised, or not on one device."""
     if rotated_blocks(model):
         raise InvalidValue(
             f"this {type(model).__name__} is rotated already; undo that rotation, or use the "
             "method without another (transform=False, --no-rotation)"
+        )
+    if installed(model):
+        raise InvalidValue(
+            f"this {type(model).__name__} has gates, which were fitted in its present basis: take "
+            "them out with undo(), rotate, and gate again"
+        )
+    devices = sorted({str(parameter.device) for parameter in model.parameters()})
+    if len(devices) > 1 or devices == ["meta"]:
+        raise InvalidValue(
+            f"the model lies on {', '.join(devices)}; a rotation needs all of it on one device, "
+            "with its weights loaded"
         )
     found = quantised(model)
     if found:

@@ -60,6 +60,18 @@ def test_dense_stays_the_module_it_was_where_nothing_is_faster():
     assert "no speed-up here" in packed.record.summary()
 
 
+def test_real_times_are_obeyed():
+    packed = pack(tiny_mlp(), seconds=0)
+    assert len(packed.record.choices) == 6
+    for choice in packed.record.choices:
+        times = {c.name: c.microseconds for c in choice.candidates if c.rounds}
+        assert min(times.values()) > 0
+        assert all(c.rounds >= 5 for c in choice.candidates if c.name in times)
+        before = times[choice.baseline]
+        assert choice.chosen == choice.baseline or times[choice.chosen] <= before / 1.03
+        assert all(c.note for c in choice.candidates if c.name not in times)
+
+
 def test_a_gain_within_the_margin_is_no_gain():
     packed = pack(tiny_mlp(), measure=scripted("dense float32", factor=1.02))
     assert {choice.chosen for choice in packed.record.choices} == {"torch float32"}

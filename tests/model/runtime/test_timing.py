@@ -1,5 +1,7 @@
 """How contenders are timed, with a clock that moves only when a contender runs."""
 
+import time
+
 import pytest
 import torch
 
@@ -29,6 +31,7 @@ class Clock:
 def clock(monkeypatch):
     made = Clock()
     monkeypatch.setattr(timing.time, "perf_counter", lambda: made.now)
+    monkeypatch.setattr(timing, "clock_of", lambda x: lambda: made.now)
     return made
 
 
@@ -75,6 +78,14 @@ def test_cold_calls_are_rehearsed_after_the_cache_is_emptied(clock, monkeypatch)
 
 def test_the_flush_reads_twice_the_cache():
     assert timing.CacheFlush().buffer.nbytes >= 2 * timing.cache_bytes() - 4
+
+
+def test_the_clock_stands_still_while_another_process_has_the_only_core(monkeypatch):
+    x = torch.zeros(1)
+    monkeypatch.setattr(timing.torch, "get_num_threads", lambda: 1)
+    assert timing.clock_of(x) in (time.thread_time, time.perf_counter)
+    monkeypatch.setattr(timing.torch, "get_num_threads", lambda: 2)
+    assert timing.clock_of(x) is time.perf_counter
 
 
 def test_quartiles():

@@ -171,14 +171,13 @@ def run(operator: Any, direct: Callable[..., Tensor], x: Tensor, *others: Any) -
         x: The input.
         others: What both take after x.
     """
-    if torch.compiler.is_compiling() or type(x) is not Tensor or _wants_gradient(x, others):
-        return operator(x, *others)
-    return direct(x, *others)
+    plain = type(x) is Tensor and not torch.compiler.is_compiling()
+    if plain and not (torch.is_grad_enabled() and _wants_gradient(x, others)):
+        return direct(x, *others)
+    return operator(x, *others)
 
 
 def _wants_gradient(x: Tensor, others: Sequence[Any]) -> bool:
-    if not torch.is_grad_enabled():
-        return False
     return any(isinstance(item, Tensor) and item.requires_grad for item in (x, *others))
 
 

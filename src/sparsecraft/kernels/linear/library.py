@@ -33,7 +33,10 @@ ISAS = {
 }
 # Used by the AVX-512 code where the machine has them: 16-bit expansion, 8-bit dot products.
 EXTRAS = {"avx512_vbmi2": "avx512vbmi2", "avx512_vnni": "avx512vnni"}
-FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-pthread", "-ffp-contract=fast", "-w")
+FLAGS = (
+    *("-O3", "-std=c++17", "-shared", "-fPIC", "-pthread", "-w"),
+    *("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
+)
 SECONDS = 300
 
 
@@ -58,6 +61,8 @@ class Native:
 
 def load() -> ctypes.CDLL | None:
     """Returns the library for this machine, compiled now if it is not in the cache, or None.
+
+    It is looked for once in a process; see `forget`.
 
     Raises:
         ValueError: If `SPARSECRAFT_ISA` names no instruction set, or one that is not here.
@@ -96,20 +101,21 @@ def machine_isas() -> list[str]:
     return [name for name, needed in ISAS.items() if features.issuperset(needed)]
 
 
-def _native() -> Native:
-    return _loaded(os.environ.get(ISA_VARIABLE, ""), os.environ.get(CACHE_VARIABLE, ""))
+def forget() -> None:
+    """Makes the next product read the environment's variables, and look for the library, anew."""
+    _native.cache_clear()
 
 
 @functools.cache
-def _loaded(forced: str, cache: str) -> Native:
-    """Returns the library for the settings of these two variables."""
+def _native() -> Native:
+    forced = os.environ.get(ISA_VARIABLE, "")
     if forced == "none":
         return Native("none", reason=f"{ISA_VARIABLE}=none")
     isa = _checked_isa(forced)
     extras = tuple(name for name in EXTRAS if isa == "avx512" and name in _cpu_features())
     compiler = _compiler()
     try:
-        folder = _cache_folder(cache)
+        folder = _cache_folder(os.environ.get(CACHE_VARIABLE, ""))
         path, reason = _built(folder, isa, extras, compiler)
         return Native(isa, extras, _opened(path), path, reason)
     except (OSError, subprocess.SubprocessError) as error:

@@ -38,7 +38,7 @@ def dense(x: Tensor, bias: Tensor | None, weight: Tensor, scales: Tensor | None)
         KINDS[weight.dtype],
         torch.get_num_threads(),
     )
-    return product.to(x.dtype)
+    return product if x.dtype == torch.float32 else product.to(x.dtype)
 
 
 def gated(
@@ -70,7 +70,7 @@ def gated(
         inputs if keep is None else keep,
         torch.get_num_threads(),
     )
-    return product.to(x.dtype)
+    return product if x.dtype == torch.float32 else product.to(x.dtype)
 
 
 def bitmask(
@@ -100,7 +100,7 @@ def bitmask(
         KINDS[values.dtype],
         torch.get_num_threads(),
     )
-    return product.to(x.dtype)
+    return product if x.dtype == torch.float32 else product.to(x.dtype)
 
 
 def unpack_bitmask(
@@ -156,7 +156,7 @@ def csr(x: Tensor, bias: Tensor | None, columns: Tensor, values: Tensor, starts:
         KINDS[values.dtype],
         torch.get_num_threads(),
     )
-    return product.to(x.dtype)
+    return product if x.dtype == torch.float32 else product.to(x.dtype)
 
 
 def _library() -> ctypes.CDLL:
@@ -167,6 +167,8 @@ def _library() -> ctypes.CDLL:
 
 
 def _wide(tensor: Tensor) -> Tensor:
+    if tensor.dtype == torch.float32 and tensor.is_contiguous():
+        return tensor
     return tensor.detach().to(torch.float32).contiguous()
 
 

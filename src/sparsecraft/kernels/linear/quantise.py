@@ -6,16 +6,18 @@ import torch
 from torch import Tensor
 
 LARGEST = 127
+TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
+NAMES = {dtype: name for name, dtype in TYPES.items()}
 
 
 def torch_dtype(name: str) -> torch.dtype:
     """Returns the torch type of a stored type's name."""
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}[name]
+    return TYPES[name]
 
 
 def dtype_name(dtype: torch.dtype) -> str:
     """Returns the name of a stored type."""
-    return str(dtype).removeprefix("torch.")
+    return NAMES.get(dtype) or str(dtype).removeprefix("torch.")
 
 
 def quantised(weight: Tensor) -> tuple[Tensor, Tensor]:

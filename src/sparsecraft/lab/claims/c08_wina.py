@@ -6,18 +6,20 @@ makes the columns of the key and gate matrices orthogonal; magnitude alone on th
 ("teal-transform") is their nearest rival. Here a Llama of two layers learns the bytes of Python
 source, and every gate is scored by the cross-entropy on files that it has not seen.
 
-All arms of a seed gate the same trained model and keep an exact count, so that they drop equally
-much; the first hundredth of a window is spared for all. Gates on the inputs drop the asked share of
-every matrix, but greedy ones, which share it out by the error of the block's output on training
-text. CATS gates two of the three matrices of an MLP: it drops so many neurons that equally many
-products of a block are saved, and cannot save more than 0.49 of them. Greedy and uniform shares are
-compared at the sparsity that the greedy ones reached, on test text.
+All arms of a seed gate the same trained model. Gates on inputs keep an exact count of every token,
+so that they drop equally much, and spare the first hundredth of a window; they drop the asked share
+at every matrix, but greedy ones, which share it out by the error of the block's output on training
+text. CATS gates two of the three matrices of an MLP, by thresholds and from the first token on: it
+drops so many neurons that equally many products of a block are saved, which cannot be more than
+0.49 of them. Greedy and uniform shares are compared at the sparsity that the greedy ones reached,
+on test text.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -44,17 +46,19 @@ LOW, HIGH = 0.5, 0.65
 FULL_SPARSITIES = (0.25, 0.4, LOW, HIGH, 0.75)
 SMALL_SPARSITIES = (LOW, HIGH)
 PREFILL = 0.99
+# Of the greedy search; the papers' 0.025 and 0.05 run each block thousands of times.
+STEP = 0.2
 SIZES: Mapping[Budget, Mapping[str, Any]] = {
     "smoke": {"files": 40, "steps": 2, "width": 32, "layers": 1, "rate": 3e-3},
-    "small": {"files": 240, "steps": 1200, "width": 128, "layers": 2, "rate": 3e-3},
-    "full": {"files": 240, "steps": 1200, "width": 128, "layers": 2, "rate": 3e-3},
+    "small": {"files": 240, "steps": 1000, "width": 128, "layers": 2, "rate": 3e-3},
+    "full": {"files": 240, "steps": 1000, "width": 128, "layers": 2, "rate": 3e-3},
 }
 # `rotated`: the model is turned first, once for all that is measured; the rest is given to `gate`.
 BY_NORMS: Mapping[str, Any] = {"method": "wina", "transform": False}
 BY_MAGNITUDE: Mapping[str, Any] = {"method": "teal", "rule": "topk", "prefill": PREFILL}
 ARMS: Mapping[str, Mapping[str, Any]] = {
     "wina": {**BY_NORMS, "rotated": True},
-    "wina greedy": {**BY_NORMS, "rotated": True, "allocation": "greedy"},
+    "wina greedy": {**BY_NORMS, "rotated": True, "allocation": "greedy", "step": STEP},
     "teal-transform": {**BY_NORMS, "rotated": True, "score": "teal"},
     "wina unrotated": BY_NORMS,
     "teal": BY_MAGNITUDE,
@@ -64,8 +68,8 @@ FULL_ARMS: Mapping[str, Mapping[str, Any]] = {
     **ARMS,
     "wina, all norms": {**ARMS["wina"], "norms": "all"},
     "wina unrotated, all norms": {**BY_NORMS, "norms": "all"},
-    "teal-transform greedy": {**ARMS["teal-transform"], "allocation": "greedy"},
-    "teal greedy": {**BY_MAGNITUDE, "allocation": "greedy", "step": 0.025},
+    "teal-transform greedy": {**ARMS["teal-transform"], "allocation": "greedy", "step": STEP},
+    "teal greedy": {**BY_MAGNITUDE, "allocation": "greedy", "step": STEP},
 }
 CATS: Mapping[str, Any] = {"method": "cats"}
 CATS_SPARSITIES = (0.25, 0.4)
@@ -117,6 +121,9 @@ STATED = (
 
 def run(budget: Budget, seeds: Sequence[int], cells: Cells) -> list[Row]:
     """Returns losses, sparsities and block errors; the dense cells train the models first."""
+    # Cells of another Python's library, or of a model trained otherwise, are not taken up.
+    known = load_language(seeds[0], **SIZES[budget]).fingerprint
+    cells = replace(cells, version=f"{cells.version}, task {known}")
     # Otherwise cells of one seed that run at once would each train its model.
     dense = [Cell("dense", seed, {"task": dict(SIZES[budget])}) for seed in seeds]
     gated = [cell for seed in seeds for cell in _grid(budget, seed)]
@@ -131,6 +138,8 @@ def _grid(budget: Budget, seed: int) -> Iterator[Cell]:
     full = budget == "full"
     for sparsity in FULL_SPARSITIES if full else SMALL_SPARSITIES:
         for series, options in (FULL_ARMS if full else ARMS).items():
+            if not full and (series, sparsity) == ("wina greedy", HIGH):
+                continue  # a search takes as long as five other cells
             yield _cell(series, sparsity, seed, options, budget)
     for sparsity in CATS_SPARSITIES if full else CATS_SPARSITIES[1:]:
         yield _cell("cats", sparsity, seed, CATS, budget)

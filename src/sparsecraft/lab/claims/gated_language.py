@@ -28,7 +28,7 @@ from sparsecraft.model.targets import find_targets
 # The bytes and the token between files.
 VOCABULARY = 257
 CONTEXT = 128
-CALIBRATION_TOKENS = 4096
+CALIBRATION_TOKENS = 2048
 BLOCK_WINDOWS = 64
 
 

@@ -7,10 +7,10 @@ the inputs choose what is grown, Wanda's score what is given up; the mathematics
 
 Departures. A row ends before its expected error turns its sign (stop="same_sign"), which the
 official code does only where asked: in narrow layers a swap is large beside the threshold, and
-the paper's stop swaps on past zero, to a smaller expected error and a worse model. The
-official code leaves feed-forward layers with their first mask unless told otherwise; here all
-layers are swapped. Its threshold, 0.1, is on the scale of input sums over whole sequences, so it
-weighs more where calibration windows are short.
+the paper's stop swaps on past zero, back and forth, which makes small models worse than their
+start. The official code leaves feed-forward layers with their first mask unless told otherwise;
+here all layers are swapped. Its threshold, 0.1, is on the scale of input sums over whole sequences,
+so it weighs more where calibration windows are short.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ def pack(
     keep_original: bool = True,
     record: DecisionRecord | str | Path | None = None,
     measure: Measure = measure_in_turns,
-    seconds: float = 40.0,
+    seconds: float = 25.0,
     progress: Progress | None = None,
 ) -> Packed:
     """Makes the linear layers of a model compute as fast as this machine was measured to allow.
@@ -110,6 +110,10 @@ def pack(
     machine = fingerprint(found[0].weight.device)
     cold = _exceeds_cache(model)
     notes = [f"inputs: {origin}", _temperature(cold)]
+    if not found[0].weight.is_cuda:
+        notes.append(
+            "formats for a GPU (2:4, gathered rows): not measured, the model is on the CPU"
+        )
     if str(machine["native"]).startswith("none"):
         notes.append(f"native kernels: {machine['native']}")
     with torch.no_grad():
@@ -230,6 +234,7 @@ def _exceeds_cache(model: nn.Module) -> bool:
 
 def _temperature(cold: bool) -> str:
     size = f"the cache of {cache_bytes() / 2**20:.0f} MiB"
+    clock = "processor time of one thread" if torch.get_num_threads() == 1 else "wall time"
     if cold:
-        return f"timed with weights from memory, because the model exceeds {size}"
-    return f"timed with weights in the cache, because the model fits into {size}"
+        return f"{clock}, weights from memory, because the model exceeds {size}"
+    return f"{clock}, weights in the cache, because the model fits into {size}"

@@ -135,7 +135,7 @@ def budget_of(
         matrix=_COPIES * _FLOAT * max(target.numel for target in targets),
         statistics=2 * max(state_bytes(group, method.statistics) for group in by_stage.values()),
         before=skeleton.nbytes(_before(skeleton.model, inside)) if passing else 0,
-        hidden=min(width, default=0) * item if passing else 0,
+        hidden=_input_width(skeleton.model, blocks[largest]) * item if passing else 0,
         passing=sum(width) * item if passing else 0,
         tokens=count_tokens(batches) if passing else 0,
         batch=max((_tokens(batch) for batch in batches), default=0) if passing else 0,
@@ -153,6 +153,15 @@ def _widths(model: nn.Module, names: Iterable[str]) -> list[int]:
             found.append(getattr(modules[owner], "out_features", weight.shape[-1]))
         found += [p.shape[1] for p in modules[owner].parameters(recurse=False) if p.dim() == 3]
     return found
+
+
+def _input_width(model: nn.Module, names: Iterable[str]) -> int:
+    """Returns the width of what a block reads: that of its first matrix."""
+    for name in names:
+        owner = model.get_submodule(name.rpartition(".")[0])
+        if is_linear(owner):
+            return getattr(owner, "in_features", None) or model.get_parameter(name).shape[0]
+    return 0
 
 
 def _before(model: nn.Module, inside: set[str]) -> list[str]:

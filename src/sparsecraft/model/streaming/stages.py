@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -76,7 +77,7 @@ def roles_of(
     """
     if not method.needs_roles:
         return layer_roles(model, method, targets, batches)
-    shapes = copy.deepcopy(model).to("meta")
+    shapes: Any = copy.deepcopy(model).to("meta")
     if hasattr(shapes, "set_attn_implementation"):
         shapes.set_attn_implementation("eager")  # fused attention cannot be followed by shapes
     inputs = [{k: v.to("meta") for k, v in batch.items()} for batch in batches[:1]]
