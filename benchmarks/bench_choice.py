@@ -16,6 +16,7 @@ import argparse
 import json
 import random
 import statistics
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -183,12 +184,14 @@ def main() -> None:
     cells = drawn(
         options.cells or (20 if options.quick else 300),
         options.seed,
-        2**20 if options.quick else 2**25,
+        2**20 if options.quick else 2**24,
     )
     outcomes: list[Outcome] = []
     for index, cell in enumerate(cells):
         outcome = tried(cell, options.seed + index, options.rounds)
         outcomes.append(outcome)
+        if sys.stderr.isatty() or index % 25 == 24:
+            print(f"{index + 1} of {len(cells)} cells", file=sys.stderr, flush=True)
         missed = outcome.sparse_gain >= WORTH and not outcome.is_sparse
         if outcome.over_best > NEAR or missed:
             best = min(outcome.seconds, key=outcome.seconds.__getitem__)

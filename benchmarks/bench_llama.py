@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 import sparsecraft
-from llama_arms import SETTINGS, Arm, every_arm, quick_arms
+from llama_arms import SETTINGS, Arm, apply, every_arm, quick_arms, save_made
 from llama_table import answer, table
 from sparsecraft.lab.decoding import Decoding, decode_in_turns
 from sparsecraft.lab.evidence import paired
@@ -35,7 +35,7 @@ from sparsecraft.lab.measures.perplexity import score_windows
 from sparsecraft.lab.rounds import verdict
 from sparsecraft.lab.speed_forms import as_decoded, is_sparse, twin
 from sparsecraft.lab.tasks import load_task
-from sparsecraft.model.checkpoints import load, save
+from sparsecraft.model.checkpoints import load
 from sparsecraft.model.runtime import DecisionRecord
 from sparsecraft.model.runtime.packed_linear import PackedLinear
 
@@ -117,25 +117,6 @@ class Bench:
         save_made(arm, best[1], folder / "model")
         choice = {"settings": best[2], "validation": tried}
         write(folder / "choice.json", choice)
-
-
-def apply(arm: Arm, model: nn.Module, settings: Mapping[str, Any], calibration: list) -> Any:
-    """Prunes or gates the model in place and returns what is needed to save it."""
-    options = {"sparsity": arm.sparsity, "seed": 0, **settings}
-    if arm.kind == "gate":
-        return sparsecraft.gate(model, arm.method, calibration=calibration, **options)
-    if arm.method != "random":
-        options["calibration"] = calibration
-    return model, sparsecraft.prune(model, arm.method, **options)
-
-
-def save_made(arm: Arm, made: Any, folder: Path) -> None:
-    """Writes a pruned or gated model."""
-    if arm.kind == "gate":
-        made.save(folder)
-        return
-    model, report = made
-    save(model, folder, mask=report.mask, settings={"pruning": report.to_json()})
 
 
 def quality_of(bench: Bench, arm: Arm) -> dict[str, Any]:

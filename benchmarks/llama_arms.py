@@ -5,7 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
+
+from torch import nn
+
+import sparsecraft
+from sparsecraft.model.checkpoints import save
 
 Kind = Literal["dense", "weights", "gate"]
 DENSE = ("torch", "dense")
@@ -111,3 +117,22 @@ def quick_arms() -> list[Arm]:
         "teal 50% bfloat16", "wina 50% int8", "cats 50% bfloat16", "random_gate 50% bfloat16",
     }  # fmt: skip
     return [arm for arm in every_arm() if arm.name in wanted]
+
+
+def apply(arm: Arm, model: nn.Module, settings: Mapping[str, Any], calibration: list) -> Any:
+    """Prunes or gates the model in place and returns what is needed to save it."""
+    options = {"sparsity": arm.sparsity, "seed": 0, **settings}
+    if arm.kind == "gate":
+        return sparsecraft.gate(model, arm.method, calibration=calibration, **options)
+    if arm.method != "random":
+        options["calibration"] = calibration
+    return model, sparsecraft.prune(model, arm.method, **options)
+
+
+def save_made(arm: Arm, made: Any, folder: Path) -> None:
+    """Writes a pruned or gated model."""
+    if arm.kind == "gate":
+        made.save(folder)
+        return
+    model, report = made
+    save(model, folder, mask=report.mask, settings={"pruning": report.to_json()})

@@ -38,9 +38,9 @@ def test_a_directory_goes_in_and_comes_out(capsys, directory, text, tmp_path):
     gates = installed_gates(model)
     assert len(gates) == 14
     assert gates["model.layers.0.mlp.down_proj"].keep == int(64 * 0.35)
-    assert {"tokenizer.json", "gates.safetensors", "sparsecraft_config.json"} <= set(
+    assert {"tokenizer.json", "gates.safetensors", "sparsecraft_config.json"} <= {
         path.name for path in out.iterdir()
-    )
+    }
     printed = " ".join(done.out.split())
     assert "asked sparsity 0.6500" in printed
     assert "measured on the calibration text: 0.6562 of gated tokens" in printed

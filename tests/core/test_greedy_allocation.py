@@ -30,7 +30,7 @@ def test_sizes_are_those_of_the_papers_where_their_tables_are_right():
     assert relative_sizes(LLAMA3) == {
         "q": 1.0, "k": 0.25, "v": 0.25, "o": 1.0, "gate": 3.5, "up": 3.5, "down": 3.5,
     }  # fmt: skip
-    llama2 = {name: (4096, 4096) for name in "qkvo"} | {"gate": (11008, 4096)}
+    llama2 = dict.fromkeys("qkvo", (4096, 4096)) | {"gate": (11008, 4096)}
     assert relative_sizes(llama2)["k"] == 1.0  # the paper's table says 1/8
     assert relative_sizes(llama2)["gate"] == 2.6875
     qwen = {"q": (3584, 3584), "k": (512, 3584), "gate": (18944, 3584)}

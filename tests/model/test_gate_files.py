@@ -96,7 +96,7 @@ def test_a_loaded_model_can_be_saved_again(tmp_path):
 def test_a_plain_directory_cannot_hold_gates(tmp_path):
     model = tiny_llama()
     gate(model, "teal", rule="topk")
-    with pytest.raises(CheckpointError, match='would be lost.*form="augmented".*undo'):
+    with pytest.raises(CheckpointError, match=r'would be lost.*form="augmented".*undo'):
         save(model, tmp_path / "plain")
     assert not (tmp_path / "plain").exists()
 

@@ -30,9 +30,8 @@ ORTHOGONAL = {
     "mixtral": ["self_attn.k_proj"],
     "vit": ["attention.k_proj"],
 }
-ORTHOGONAL |= dict.fromkeys(
-    ("llama", "mistral", "qwen2", "qwen3"), ["self_attn.k_proj", "mlp.gate_proj"]
-)
+_COLUMNS = ["self_attn.k_proj", "mlp.gate_proj"]
+ORTHOGONAL |= dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), _COLUMNS)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

@@ -128,7 +128,7 @@ class Gated:
         return {name: hook.gate for name, hook in installed(self.model).items()}
 
     def undo(self) -> nn.Module:
-        """Takes the gates out and what the method prepared back, and returns the model as it was."""
+        """Takes back gates and preparation, and returns the model as it was."""
         remove(self.model)
         if self.preparation is not None:
             self.preparation.undo()

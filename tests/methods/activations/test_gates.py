@@ -88,5 +88,5 @@ def test_what_is_not_allowed():
         RandomInputGate(rule="threshold")
     with pytest.raises(MissingStatistic, match="a threshold is chosen on data"):
         CATS().fit(GateSite("act", 10, 0.5))
-    with pytest.raises(InvalidValue, match="For 65 % write 0.65"):
+    with pytest.raises(InvalidValue, match=r"For 65 % write 0\.65"):
         WINA(sparsity=65)

@@ -10,6 +10,7 @@ from tests.models import ARCHITECTURES, batches_for, tiny_llama, tiny_mlp
 import sparsecraft
 from sparsecraft.core.errors import CheckpointError
 from sparsecraft.core.mask import Mask
+from sparsecraft.kernels.linear import library
 from sparsecraft.model.checkpoints import load_mask, save
 from sparsecraft.model.gating import gate, installed_gates
 from sparsecraft.model.pruning import prune
@@ -158,8 +159,16 @@ def test_a_record_of_another_machine_or_model_is_not_taken():
     assert any("the record does not fit model.layers.0" in note for note in packed.record.notes)
 
 
-def test_without_a_compiler_packing_goes_on_and_says_so(monkeypatch):
+@pytest.fixture
+def no_native_kernels(monkeypatch):
     monkeypatch.setenv("SPARSECRAFT_ISA", "none")
+    library.forget()
+    yield
+    monkeypatch.undo()
+    library.forget()
+
+
+def test_without_a_compiler_packing_goes_on_and_says_so(no_native_kernels):
     model = tiny_mlp()
     prune(model, "magnitude", sparsity=0.5)
     x = torch.randn(3, 12, generator=_seeded())
