@@ -63,10 +63,10 @@ def gain(start: str, sparsity: float, weight: float = 1.0) -> dict[str, float]:
     return {arm(start, sparsity): weight, arm(improved(start), sparsity): -weight}
 
 
-def _contrast(text: str, terms: Mapping[str, float]) -> Contrast:
+def _contrast(text: str, unit: str, terms: Mapping[str, float]) -> Contrast:
     stated = StatedDifference(
         text=text,
-        unit="bits per byte saved",
+        unit=unit,
         direction="greater",
         smallest_effect=SMALLEST_EFFECT,
     )
@@ -74,13 +74,19 @@ def _contrast(text: str, terms: Mapping[str, float]) -> Contrast:
 
 
 STATED = (
-    _contrast("at 80 % DSnoT from Wanda's mask needs fewer bits than Wanda", gain("wanda", HIGH)),
+    _contrast(
+        "at 80 % DSnoT from Wanda's mask needs fewer bits than Wanda",
+        "bits per byte saved from Wanda",
+        gain("wanda", HIGH),
+    ),
     _contrast(
         "at 80 % DSnoT from magnitude's mask needs fewer bits than magnitude",
+        "bits per byte saved from magnitude",
         gain("magnitude", HIGH),
     ),
     _contrast(
         "what DSnoT saves, from Wanda and magnitude on average, is more at 80 % than at 60 %",
+        "bits per byte saved more at 80 % than at 60 %",
         {
             **gain("wanda", HIGH, 0.5),
             **gain("magnitude", HIGH, 0.5),
@@ -90,6 +96,7 @@ STATED = (
     ),
     _contrast(
         "at 80 % DSnoT saves more from magnitude's mask than from Wanda's",
+        "bits per byte saved more from magnitude than from Wanda",
         {**gain("magnitude", HIGH), **gain("wanda", HIGH, -1.0)},
     ),
 )
@@ -278,6 +285,14 @@ CLAIM = Claim(
     seeds={"smoke": 1, "small": 3, "full": 5},
     run=run,
     curve=METRIC,
+    remark=(
+        "The swaps do what they are meant to: the expected error falls to a quarter or less and, "
+        "from Wanda and magnitude, the reconstruction error on the calibration data falls too at "
+        "60 to 80 %. Bits per byte do not follow at this width, from Wanda they get worse; the "
+        "official default stop is much worse than the one that keeps the sign. A pilot on another "
+        "seed had shown a gain of 0.06 from Wanda. All masks of the authors' code are reproduced "
+        "bit for bit, so this is not a difference of implementation."
+    ),
     tuning=(
         "none for any arm: cycles, threshold and power of the variance are the paper's, damping "
         f"and block size those of SparseGPT; the dense model's learning rate is {RATE:g}"
