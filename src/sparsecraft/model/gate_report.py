@@ -11,13 +11,16 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sparsecraft.core import catalog
 from sparsecraft.core.errors import InvalidValue
+from sparsecraft.core.greedy_allocation import AllocationRow
+from sparsecraft.core.kinds import Gate
 from sparsecraft.model.gate_hooks import InstalledGate, installed
 from sparsecraft.model.gate_places import Place
 
@@ -190,3 +193,66 @@ def _row(hook: InstalledGate, counts: _Counts) -> PlaceReport:
         achieved=_sparsity(counts.gated[place.name]),
         whole_text=_sparsity(counts.every[place.name]),
     )
+
+
+@dataclass(frozen=True)
+class GateReport:
+    """The outcome of a gating.
+
+    Args:
+        method: The method as it was used.
+        rows: One for each place, with asked and achieved sparsity.
+        skipped: Name and reason of what was not gated.
+        seconds: Wall time.
+        seed: The run's seed.
+        calibration_tokens: Number of calibration tokens; what was achieved is measured on them.
+        searches: Block name to the rows of its greedy search.
+        notes: Everything that is not as asked or must be known, in plain words.
+    """
+
+    method: Gate
+    rows: tuple[PlaceReport, ...]
+    skipped: tuple[tuple[str, str], ...]
+    seconds: float
+    seed: int
+    calibration_tokens: int = 0
+    searches: Mapping[str, Sequence[AllocationRow]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def asked(self) -> float:
+        """Sparsity asked, the places weighted by their numbers of weights."""
+        return sum(row.asked * row.numel for row in self.rows) / sum(r.numel for r in self.rows)
+
+    @property
+    def sparsity(self) -> float | None:
+        """Sparsity measured on gated calibration tokens, weighted alike; None without data."""
+        return SparsityReport(self.rows, self.calibration_tokens).sparsity
+
+    @property
+    def whole_text(self) -> float | None:
+        """The same over all calibration tokens, those spared at the beginning of a text too."""
+        return SparsityReport(self.rows, self.calibration_tokens).whole_text
+
+    @property
+    def flops(self) -> tuple[int, int]:
+        """(needed, dense) operations of the gated products of a token; a multiply-add is two."""
+        return SparsityReport(self.rows, self.calibration_tokens).flops
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns it as plain values."""
+        return {
+            "method": catalog.describe(self.method),
+            "seed": self.seed,
+            "asked": self.asked,
+            "sparsity": self.sparsity,
+            "whole_text": self.whole_text,
+            "places": [row.to_json() for row in self.rows],
+            "skipped": [{"name": name, "reason": reason} for name, reason in self.skipped],
+            "searches": {
+                name: [row.to_json() for row in rows] for name, rows in self.searches.items()
+            },
+            "calibration_tokens": self.calibration_tokens,
+            "seconds": self.seconds,
+            "notes": list(self.notes),
+        }

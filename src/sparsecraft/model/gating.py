@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,13 +21,12 @@ from torch import Tensor, nn
 from sparsecraft.core import catalog
 from sparsecraft.core.errors import InvalidValue, NonFinite
 from sparsecraft.core.gating import ActivationGate
-from sparsecraft.core.greedy_allocation import AllocationRow
 from sparsecraft.core.kinds import Gate, Method
 from sparsecraft.model.gate_calibration import Fitted, fit_gates
 from sparsecraft.model.gate_hooks import Origin, install, installed, installed_gates, remove
 from sparsecraft.model.gate_memory import check_memory, gate_memory
 from sparsecraft.model.gate_places import Places, find_activation_places, find_input_places
-from sparsecraft.model.gate_report import PlaceReport, SparsityReport, sparsity_report
+from sparsecraft.model.gate_report import GateReport, PlaceReport, sparsity_report
 from sparsecraft.model.pruning import count_tokens
 from sparsecraft.model.rotated_block import rotated_blocks
 from sparsecraft.model.rotation_requirements import quantised
@@ -43,69 +42,6 @@ SIMULATED = (
     "zeros in activations alone bring no speed: the products are computed dense with masked "
     "inputs; sparsecraft.pack(model) puts kernels in that skip them where that is measured faster"
 )
-
-
-@dataclass(frozen=True)
-class GateReport:
-    """The outcome of a gating.
-
-    Args:
-        method: The method as it was used.
-        rows: One for each place, with asked and achieved sparsity.
-        skipped: Name and reason of what was not gated.
-        seconds: Wall time.
-        seed: The run's seed.
-        calibration_tokens: Number of calibration tokens; what was achieved is measured on them.
-        searches: Block name to the rows of its greedy search.
-        notes: Everything that is not as asked or must be known, in plain words.
-    """
-
-    method: Gate
-    rows: tuple[PlaceReport, ...]
-    skipped: tuple[tuple[str, str], ...]
-    seconds: float
-    seed: int
-    calibration_tokens: int = 0
-    searches: Mapping[str, Sequence[AllocationRow]] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-
-    @property
-    def asked(self) -> float:
-        """Sparsity asked, the places weighted by their numbers of weights."""
-        return sum(row.asked * row.numel for row in self.rows) / sum(r.numel for r in self.rows)
-
-    @property
-    def sparsity(self) -> float | None:
-        """Sparsity measured on gated calibration tokens, weighted alike; None without data."""
-        return SparsityReport(self.rows, self.calibration_tokens).sparsity
-
-    @property
-    def whole_text(self) -> float | None:
-        """The same over all calibration tokens, those spared at the beginning of a text too."""
-        return SparsityReport(self.rows, self.calibration_tokens).whole_text
-
-    @property
-    def flops(self) -> tuple[int, int]:
-        """(needed, dense) operations of the gated products of a token; a multiply-add is two."""
-        return SparsityReport(self.rows, self.calibration_tokens).flops
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns it as plain values."""
-        return {
-            "method": catalog.describe(self.method),
-            "seed": self.seed,
-            "asked": self.asked,
-            "sparsity": self.sparsity,
-            "whole_text": self.whole_text,
-            "places": [row.to_json() for row in self.rows],
-            "skipped": [{"name": name, "reason": reason} for name, reason in self.skipped],
-            "searches": {
-                name: [row.to_json() for row in rows] for name, rows in self.searches.items()
-            },
-            "calibration_tokens": self.calibration_tokens,
-            "seconds": self.seconds,
-            "notes": list(self.notes),
-        }
 
 
 @dataclass
