@@ -20,7 +20,7 @@ FORMATS: Mapping[Kind, tuple[str, ...]] = {
     "weights": (*DENSE, "bitmask", "csr"),
     "gate": (*DENSE, "gated", "by_input"),
 }
-GREEDY = {"allocation": "greedy", "step": 0.1}
+GREEDY = {"allocation": "greedy", "step": 0.2}
 SETTINGS: Mapping[str, tuple[Mapping[str, Any], ...]] = {
     "wanda": ({}, {"allocation": "erk"}),
     "random": ({}, {"allocation": "erk"}),

@@ -31,8 +31,13 @@ ISAS = {
     "avx2": ("avx2", "fma", "f16c", "bmi1", "bmi2"),
     "portable": (),
 }
-# Used by the AVX-512 code where the machine has them: 16-bit expansion, 8-bit dot products.
-EXTRAS = {"avx512_vbmi2": "avx512vbmi2", "avx512_vnni": "avx512vnni"}
+# Used by the AVX-512 code where the machine has them: expansion of 16 and 8 bits, products of 8
+# bits, products of bfloat16.
+EXTRAS = {
+    "avx512_vbmi2": "avx512vbmi2",
+    "avx512_vnni": "avx512vnni",
+    "avx512_bf16": "avx512bf16",
+}
 FLAGS = (
     *("-O3", "-std=c++17", "-shared", "-fPIC", "-pthread", "-w"),
     *("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
