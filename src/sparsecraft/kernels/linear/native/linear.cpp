@@ -389,12 +389,12 @@ const Spread spread;
 #endif
 
 #if defined(__AVX512F__)
-// The expanding instructions are slow on some machines when they read memory themselves, which
-// compilers like to let them.
-inline __m512i in_register(const void *from) {
-  __m512i loaded = _mm512_loadu_si512(from);
-  asm("" : "+v"(loaded));
-  return loaded;
+// Holds the compiler to computing these values here, all of them before what follows. Expanding
+// instructions are slow on some machines when they read memory themselves, and when they stand
+// alone among others: there they are taken apart by a slower stage, and each switch to it costs.
+template <class Vector, int kCount>
+inline void together(Vector (&values)[kCount]) {
+  for (auto &value : values) asm volatile("" : "+v"(value));
 }
 #endif
 
@@ -402,7 +402,6 @@ inline __m512i in_register(const void *from) {
 // Puts the first entries of `packed` to the lanes whose bit is set, zero elsewhere.
 inline Floats expand(Floats packed, unsigned mask) {
 #if defined(__AVX512F__)
-  asm("" : "+v"(packed));
   return (Floats)_mm512_maskz_expand_ps((__mmask16)mask, (__m512)packed);
 #else
   const __m256i places =
@@ -427,18 +426,25 @@ void bitmask_tile(const float *x, int64_t stride, const uint64_t *bits, int64_t 
                   float (&totals)[kRows][kOutputs]) {
   constexpr int kParts = kWord / kLanes, kChains = kRows * kOutputs < 4 ? 2 : 1;
   Floats sums[kRows][kOutputs][kChains] = {};
-  for (int64_t w = 0; w < words; ++w)
+  for (int64_t w = 0; w < words; ++w) {
+    for (int o = 0; o < kOutputs; ++o) fetch(values[o]);
     for (int p = 0; p < kParts; ++p) {
-      Floats column[kRows];
-      for (int r = 0; r < kRows; ++r) column[r] = load(x + r * stride + w * kWord + p * kLanes);
+      Floats entries[kOutputs];
+      unsigned masks[kOutputs];
       for (int o = 0; o < kOutputs; ++o) {
-        if (p == 0) fetch(values[o]);
-        const unsigned mask = lanes_of(bits[o * words + w], p);
-        const Floats entries = expand(Kind::widen(values[o]), mask);
-        values[o] += __builtin_popcount(mask);
-        for (int r = 0; r < kRows; ++r) sums[r][o][p % kChains] += column[r] * entries;
+        masks[o] = lanes_of(bits[o * words + w], p);
+        entries[o] = Kind::widen(values[o]);
+        values[o] += __builtin_popcount(masks[o]);
+      }
+      together(entries);
+      for (int o = 0; o < kOutputs; ++o) entries[o] = expand(entries[o], masks[o]);
+      together(entries);
+      for (int r = 0; r < kRows; ++r) {
+        const Floats column = load(x + r * stride + w * kWord + p * kLanes);
+        for (int o = 0; o < kOutputs; ++o) sums[r][o][p % kChains] += column * entries[o];
       }
     }
+  }
   for (int r = 0; r < kRows; ++r)
     for (int o = 0; o < kOutputs; ++o)
       totals[r][o] = sum(sums[r][o][0] + (kChains == 2 ? sums[r][o][kChains - 1] : Floats{}));
@@ -481,32 +487,45 @@ void unpack_row(const uint64_t *bits, int64_t words, const typename Kind::Entry 
 #endif
 
 #if defined(__AVX512VBMI2__)
-// As `bitmask_tile`, 32 entries at a time, for an x whose columns have been sorted by
-// `interleave`: the even ones of the 32 are the lower halves of lanes, the odd ones the upper.
+// The next 64 entries of each row, in two vectors of 32.
+template <int kOutputs>
+inline void expand_halves(Starts<uint16_t, kOutputs> &values, const uint64_t *bits, int64_t words,
+                          __m512i (&entries)[2 * kOutputs]) {
+  uint32_t masks[2 * kOutputs];
+  for (int o = 0; o < kOutputs; ++o)
+    for (int p = 0; p < 2; ++p) {
+      fetch(values[o]);
+      masks[2 * o + p] = (uint32_t)(bits[o * words] >> (32 * p));
+      entries[2 * o + p] = _mm512_loadu_si512(values[o]);
+      values[o] += __builtin_popcount(masks[2 * o + p]);
+    }
+  together(entries);
+  for (int i = 0; i < 2 * kOutputs; ++i)
+    entries[i] = _mm512_maskz_expand_epi16(masks[i], entries[i]);
+  together(entries);
+}
+
+// As `bitmask_tile`, for an x whose columns have been sorted by `interleave`: the even ones of 32
+// are the lower halves of lanes, the odd ones the upper.
 template <int kRows, int kOutputs>
 void bitmask_tile_bfloat16(const float *x, int64_t stride, const uint64_t *bits, int64_t words,
                            Starts<uint16_t, kOutputs> values, float (&totals)[kRows][kOutputs]) {
   const __m512i upper = _mm512_set1_epi32((int)0xffff0000);
   Floats sums[kRows][kOutputs][2] = {};
-  for (int64_t w = 0; w < words; ++w)
-    for (int p = 0; p < 2; ++p) {
-      Floats columns[kRows][2];
-      for (int r = 0; r < kRows; ++r)
-        for (int half = 0; half < 2; ++half)
-          columns[r][half] = load(x + r * stride + w * kWord + p * 32 + half * 16);
-      for (int o = 0; o < kOutputs; ++o) {
-        fetch(values[o]);
-        const uint32_t mask = (uint32_t)(bits[o * words + w] >> (32 * p));
-        __m512i both = _mm512_maskz_expand_epi16(mask, in_register(values[o]));
-        values[o] += __builtin_popcount(mask);
-        const Floats even = (Floats)_mm512_slli_epi32(both, 16);
-        const Floats odd = (Floats)_mm512_and_si512(both, upper);
-        for (int r = 0; r < kRows; ++r) {
-          sums[r][o][0] += columns[r][0] * even;
-          sums[r][o][1] += columns[r][1] * odd;
+  for (int64_t w = 0; w < words; ++w) {
+    __m512i entries[2 * kOutputs];
+    expand_halves<kOutputs>(values, bits + w, words, entries);
+    for (int r = 0; r < kRows; ++r)
+      for (int p = 0; p < 2; ++p) {
+        const float *at = x + r * stride + w * kWord + p * 32;
+        const Floats even = load(at), odd = load(at + 16);
+        for (int o = 0; o < kOutputs; ++o) {
+          const __m512i both = entries[2 * o + p];
+          sums[r][o][0] += even * (Floats)_mm512_slli_epi32(both, 16);
+          sums[r][o][1] += odd * (Floats)_mm512_and_si512(both, upper);
         }
       }
-    }
+  }
   for (int r = 0; r < kRows; ++r)
     for (int o = 0; o < kOutputs; ++o) totals[r][o] = sum(sums[r][o][0] + sums[r][o][1]);
 }
@@ -527,21 +546,17 @@ template <int kRows, int kOutputs>
 void bitmask_tile_halves(const uint16_t *x, int64_t stride, const uint64_t *bits, int64_t words,
                          Starts<uint16_t, kOutputs> values, float (&totals)[kRows][kOutputs]) {
   Floats sums[kRows][kOutputs][2] = {};
-  for (int64_t w = 0; w < words; ++w)
-    for (int p = 0; p < 2; ++p) {
-      __m512i columns[kRows];
-      for (int r = 0; r < kRows; ++r)
-        columns[r] = _mm512_load_si512(x + r * stride + w * kWord + p * 32);
-      for (int o = 0; o < kOutputs; ++o) {
-        fetch(values[o]);
-        const uint32_t mask = (uint32_t)(bits[o * words + w] >> (32 * p));
-        const __m512i entries = _mm512_maskz_expand_epi16(mask, in_register(values[o]));
-        values[o] += __builtin_popcount(mask);
-        for (int r = 0; r < kRows; ++r)
-          sums[r][o][p] = (Floats)_mm512_dpbf16_ps((__m512)sums[r][o][p], (__m512bh)entries,
-                                                   (__m512bh)columns[r]);
+  for (int64_t w = 0; w < words; ++w) {
+    __m512i entries[2 * kOutputs];
+    expand_halves<kOutputs>(values, bits + w, words, entries);
+    for (int r = 0; r < kRows; ++r)
+      for (int p = 0; p < 2; ++p) {
+        const __m512i columns = _mm512_load_si512(x + r * stride + w * kWord + p * 32);
+        for (int o = 0; o < kOutputs; ++o)
+          sums[r][o][p] = (Floats)_mm512_dpbf16_ps(
+              (__m512)sums[r][o][p], (__m512bh)entries[2 * o + p], (__m512bh)columns);
       }
-    }
+  }
   for (int r = 0; r < kRows; ++r)
     for (int o = 0; o < kOutputs; ++o) totals[r][o] = sum(sums[r][o][0] + sums[r][o][1]);
 }
@@ -612,10 +627,14 @@ void bitmask_tile_int8(const Digits *x, int64_t stride, const uint64_t *bits, in
     __m512i shifted[kOutputs];
     for (int o = 0; o < kOutputs; ++o) {
       fetch(values[o]);
-      const uint64_t mask = bits[o * words + w];
-      shifted[o] = _mm512_xor_si512(_mm512_maskz_expand_epi8(mask, in_register(values[o])), sign);
-      values[o] += __builtin_popcountll(mask);
+      shifted[o] = _mm512_loadu_si512(values[o]);
+      values[o] += __builtin_popcountll(bits[o * words + w]);
     }
+    together(shifted);
+    for (int o = 0; o < kOutputs; ++o)
+      shifted[o] = _mm512_maskz_expand_epi8(bits[o * words + w], shifted[o]);
+    together(shifted);
+    for (auto &entries : shifted) entries = _mm512_xor_si512(entries, sign);
     for (int r = 0; r < kRows; ++r)
       for (int d = 0; d < kDigits; ++d) {
         const __m512i digits = _mm512_load_si512(&x[r].planes[d * stride + w * kWord]);
