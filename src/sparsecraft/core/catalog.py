@@ -114,7 +114,11 @@ class MethodInfo:
     @property
     def kind(self) -> str:
         """Layerwise, ModelWide, InTraining, Gate, Recipe or Evaluation."""
-        return next(c.__name__ for c in self.cls.__mro__ if c.__module__.endswith("core.kinds"))
+        return next(
+            c.__name__
+            for c in self.cls.__mro__
+            if c.__module__.startswith("sparsecraft.core.kinds.")
+        )
 
     @property
     def summary(self) -> str:
