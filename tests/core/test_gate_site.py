@@ -28,3 +28,8 @@ def test_the_threshold_leaves_the_asked_share_of_the_values():
 def test_a_threshold_needs_data():
     with pytest.raises(MissingStatistic, match="site: a threshold is chosen on data"):
         GateSite("site", 2, 0.5).threshold()
+
+
+def test_the_largest_sparsity_keeps_one_entry_whatever_the_width():
+    kept = {n: GateSite("site", n, GateSite("site", n, 0.0).most()).keep() for n in range(1, 6000)}
+    assert set(kept.values()) == {1}

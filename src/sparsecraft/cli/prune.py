@@ -264,5 +264,5 @@ def _show_report(report: PruneSummary, model: nn.Module, arguments: argparse.Nam
         return
     say(
         f"written to {arguments.out}. Zeros alone make it neither smaller on disk nor faster: "
-        "`sparsecraft compare` measures what they bring on this machine."
+        f"`sparsecraft speed {arguments.out}` measures what they bring on this machine."
     )

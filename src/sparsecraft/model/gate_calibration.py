@@ -186,7 +186,7 @@ def _search(
     """Returns the rows of the greedy search within one block; the block is left without gates."""
     trial = _Trial(model, method, sites, stage, origin)
     shapes = {place.name: _shape(place) for place in sites}
-    most = {place.name: 1 - 1 / place.features for place in sites}
+    most = {place.name: site.most() for place, site in sites.items()}
     target = method.asked(next(iter(sites)).features)
     try:
         return greedy_shares(

@@ -1,3 +1,5 @@
+import shutil
+
 import pytest
 
 from sparsecraft.kernels.linear import library
@@ -17,5 +19,7 @@ def isa(request, monkeypatch):
     """Every instruction set that this machine can run, and no native code at all."""
     monkeypatch.setenv(ISA_VARIABLE, request.param)
     library.forget()
+    wanted = request.param != "none" and bool(shutil.which("g++") or shutil.which("clang++"))
+    assert library.native_status()["available"] == wanted, library.native_status()
     yield request.param
     library.forget()

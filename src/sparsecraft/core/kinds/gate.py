@@ -53,6 +53,11 @@ class GateSite:
             )
         return keep
 
+    def most(self) -> float:
+        """Returns the largest sparsity at which a token still keeps an entry."""
+        # A little less than 1 - 1 / features: the count is truncated, and would fall to zero.
+        return max(0.0, 1 - (1 + 1e-9) / self.features)
+
     def threshold(self, norms: Tensor | None = None) -> float:
         """Returns what the calibration scores exceed in exactly the share 1 - sparsity.
 

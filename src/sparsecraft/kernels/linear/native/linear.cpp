@@ -388,13 +388,17 @@ struct Spread {
 const Spread spread;
 #endif
 
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
 // Holds the compiler to computing these values here, all of them before what follows. Expanding
 // instructions are slow on some machines when they read memory themselves, and when they stand
 // alone among others: there they are taken apart by a slower stage, and each switch to it costs.
 template <class Vector, int kCount>
 inline void together(Vector (&values)[kCount]) {
+#if defined(__AVX512F__)
   for (auto &value : values) asm volatile("" : "+v"(value));
+#else
+  for (auto &value : values) asm volatile("" : "+x"(value));
+#endif
 }
 #endif
 
