@@ -21,6 +21,7 @@ from sparsecraft.kernels.linear.format import (
     checked_weight,
     differentiable,
     plain_product,
+    product_in_tiles,
     run,
 )
 from sparsecraft.kernels.linear.quantise import dtype_name, stored, torch_dtype
@@ -28,7 +29,7 @@ from sparsecraft.kernels.linear.quantise import dtype_name, stored, torch_dtype
 # Rows of bits end at whole words, so that a kernel never reads half of one.
 WORD = 64
 # Above this many rows the weight is unpacked a few outputs at a time, for PyTorch's own product.
-FEW_ROWS = 8
+FEW_ROWS = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,19 +174,15 @@ def _in_tiles(
     starts: Tensor,
     scales: Tensor | None,
 ) -> Tensor:
-    """Returns the product, a few outputs at a time, so that what is unpacked stays in the cache."""
-    outputs, inputs = bits.shape[0], x.shape[1]
     narrow = x.dtype == values.dtype == torch.bfloat16
-    rows = x if narrow else x.float()
-    step = min(outputs, max(32, native.TILE_BYTES // (4 * inputs)))
-    room = rows.new_empty(step, inputs)
-    products = []
-    for first in range(0, outputs, step):
-        tile = room[: outputs - first]
-        native.unpack_bitmask(bits, values, starts, scales, tile, first)
-        products.append(rows @ tile.t())
-    product = torch.cat(products, 1)
-    return (product if bias is None else product + bias).to(x.dtype)
+    room = torch.empty(0, dtype=torch.bfloat16 if narrow else torch.float32)
+
+    def tile(first: int, last: int) -> Tensor:
+        made = room.resize_(last - first, x.shape[1])
+        native.unpack_bitmask(bits, values, starts, scales, made, first)
+        return made
+
+    return product_in_tiles(x, bits.shape[0], tile, bias)
 
 
 @torch.library.custom_op("sparsecraft::bitmask", mutates_args=())

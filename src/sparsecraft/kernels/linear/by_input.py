@@ -22,14 +22,15 @@ from sparsecraft.kernels.linear.format import (
     checked_weight,
     differentiable,
     plain_product,
+    product_in_tiles,
     run,
 )
 from sparsecraft.kernels.linear.gate import Gate, gate_mask
 from sparsecraft.kernels.linear.quantise import dtype_name, stored, torch_dtype
 
-# Rows have gates of their own, so each reads the weight anew; from here on masking the input of
+# Rows have gates of their own, so each reads the weight anew; above this masking the input of
 # one dense product is faster.
-FEW_ROWS = 4
+FEW_ROWS = {"float32": 4, "bfloat16": 4, "int8": 32}
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,7 +132,7 @@ def gated_product(
     Without a threshold and a number to keep, all are kept.
     """
     dtype = dtype_name(weight.dtype)
-    if x.shape[0] <= FEW_ROWS:
+    if x.shape[0] <= FEW_ROWS[dtype]:
         if x.device.type == "cuda" and triton_gather.available():
             mask = gate_mask(x, threshold, keep, norms)
             return triton_gather.gathered(x, bias, weight, scales, mask)
@@ -147,7 +148,12 @@ def gated_product(
     if weight.dtype == x.dtype:
         product = x @ weight
         return product if bias is None else product + bias.to(x.dtype)
-    return plain_product(x, unpacked(weight, scales), bias)
+
+    def tile(first: int, last: int) -> Tensor:
+        some = weight[:, first:last]
+        return unpacked(some, None if scales is None else scales[first:last]).float()
+
+    return product_in_tiles(x, weight.shape[1], tile, bias)
 
 
 def _kept(x: Tensor, _weight: Tensor, _scales: Tensor | None, *gate: object) -> Tensor:

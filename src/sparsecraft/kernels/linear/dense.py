@@ -20,13 +20,15 @@ from sparsecraft.kernels.linear.format import (
     checked_tensors,
     checked_weight,
     differentiable,
-    plain_product,
+    product_in_tiles,
     run,
 )
 from sparsecraft.kernels.linear.quantise import dtype_name, stored, torch_dtype
 
-# From here on PyTorch's blocked product is faster than reading the weight once for four rows.
-FEW_ROWS = {"float32": 4, "bfloat16": 4, "int8": 16}
+# Up to so many rows reading the weight once for four rows is faster than PyTorch's blocked product,
+# and than widening the weight for it where the input is not of its type.
+FEW_ROWS = {"float32": 12, "bfloat16": 8, "int8": 64}
+FEW_WIDENED_ROWS = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,11 +97,17 @@ def unpacked(weight: Tensor, scales: Tensor | None) -> Tensor:
 def dense_product(x: Tensor, bias: Tensor | None, weight: Tensor, scales: Tensor | None) -> Tensor:
     """Returns x times the transposed weight plus bias, by the fastest code that applies."""
     dtype = dtype_name(weight.dtype)
-    if x.shape[0] <= FEW_ROWS[dtype] and choose(x, "dense", dtype) == "native":
+    widened = dtype == "bfloat16" and x.dtype != weight.dtype
+    few = x.shape[0] <= (FEW_WIDENED_ROWS if widened else FEW_ROWS[dtype])
+    if few and choose(x, "dense", dtype) == "native":
         return native.dense(x, bias, weight, scales)
     if weight.dtype == x.dtype:
         return torch.nn.functional.linear(x, weight, None if bias is None else bias.to(x.dtype))
-    return plain_product(x, unpacked(weight, scales), bias)
+
+    def tile(first: int, last: int) -> Tensor:
+        return unpacked(weight[first:last], None if scales is None else scales[first:last]).float()
+
+    return product_in_tiles(x, weight.shape[0], tile, bias)
 
 
 @torch.library.custom_op("sparsecraft::dense", mutates_args=())

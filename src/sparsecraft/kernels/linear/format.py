@@ -9,6 +9,8 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
+# What a tile of an unpacked weight may take: it should stay in a core's cache.
+TILE_BYTES = 1 << 20
 INPUT_DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -128,6 +130,30 @@ def plain_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if bias is not None:
         product = product + bias.to(wide)
     return product.to(x.dtype)
+
+
+def product_in_tiles(
+    x: Tensor, outputs: int, tile_of: Callable[[int, int], Tensor], bias: Tensor | None
+) -> Tensor:
+    """Returns what `plain_product` does, a few outputs at a time.
+
+    What a tile unpacks stays in the cache until PyTorch's product has read it.
+
+    Args:
+        x: (rows, inputs).
+        outputs: How many there are.
+        tile_of: Outputs first to last of the weight, dense: (last - first, inputs); float32, or
+            bfloat16 where x is.
+        bias: (outputs,), or None.
+    """
+    step = max(32, TILE_BYTES // (4 * x.shape[1]))
+    wide = x.float()
+    products = []
+    for first in range(0, outputs, step):
+        tile = tile_of(first, min(outputs, first + step))
+        products.append((x if tile.dtype == x.dtype else wide) @ tile.t())
+    product = torch.cat(products, 1)
+    return (product if bias is None else product + bias).to(x.dtype)
 
 
 def differentiable(

@@ -14,8 +14,6 @@ from torch import Tensor
 from sparsecraft.kernels.linear import library
 
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
-# What a tile of an unpacked weight may take: it should stay in a core's cache.
-TILE_BYTES = 1 << 20
 # As a threshold: every score exceeds it.
 ALL = -1.0
 

@@ -269,69 +269,84 @@ void dense_range(const float *x, const typename Kind::Entry *weight, const float
 
 // ------------------------------------------------------------------------------------ gated
 
+constexpr int kTogether = 8;  // rows of the weight that are added at a time
+
+// What a row keeps, with room for all of it and for `kTogether` places more.
 struct Kept {
-  std::vector<int64_t> places;
-  std::vector<float> values;
+  Room<int32_t> places;
+  Room<float> values;
+  int64_t count = 0;
+
+  // Each input is written where the next kept one belongs, and stays there if it is kept: there
+  // is nothing to guess for the machine.
+  template <class Keep>
+  void fill(const float *x, int64_t inputs, const Keep &keep) {
+    places.resize(inputs + kTogether);
+    values.resize(inputs + kTogether);
+    int32_t *place = places.data();
+    float *value = values.data();
+    int64_t next = 0;
+    for (int64_t j = 0; j < inputs; ++j) {
+      place[next] = (int32_t)j;
+      value[next] = x[j];
+      next += keep(j);
+    }
+    count = next;
+    std::fill(place + count, place + count + kTogether, 0);
+  }
 };
 
-// A NaN counts as the largest score, so that it shows in the product.
-inline float score(const float *x, const float *norms, int64_t j) {
-  const float size = std::fabs(norms ? x[j] * norms[j] : x[j]);
-  return size == size ? size : INFINITY;
+// The bits of a score. Those of floats that are not negative are ordered as the floats are. A NaN
+// is above all other, so that it shows in the product.
+inline int32_t score(const float *x, const float *norms, int64_t j) {
+  const float size = norms ? x[j] * norms[j] : x[j];
+  int32_t bits;
+  memcpy(&bits, &size, 4);
+  return bits & 0x7fffffff;
 }
 
 void keep_above(const float *x, const float *norms, int64_t inputs, float threshold, Kept &kept) {
-  kept.places.resize(inputs);
-  kept.values.resize(inputs);
-  int64_t count = 0;
-  for (int64_t j = 0; j < inputs; ++j) {
-    kept.places[count] = j;
-    kept.values[count] = x[j];
-    count += score(x, norms, j) > threshold;
-  }
-  kept.places.resize(count);
-  kept.values.resize(count);
+  int32_t above = -1;
+  if (threshold >= 0) memcpy(&above, &threshold, 4);
+  kept.fill(x, inputs, [&](int64_t j) { return score(x, norms, j) > above; });
 }
 
-// Keeps the largest scores, of equal ones the first. Bits of floats that are not negative are
-// ordered as the floats are: a histogram of their upper halves finds the threshold's, and only
-// the scores that share it are compared further.
+// Keeps the largest scores, of equal ones the first: a histogram of the upper halves finds that of
+// the smallest kept score, and only the scores that share it are compared further.
 void keep_largest(const float *x, const float *norms, int64_t inputs, int64_t keep, Kept &kept) {
   constexpr int kLow = 19;
-  std::vector<uint32_t> keys(inputs), shared;
-  std::vector<int64_t> histogram(1 << (31 - kLow), 0);
-  for (int64_t j = 0; j < inputs; ++j) {
-    const float size = score(x, norms, j);
-    memcpy(&keys[j], &size, 4);
-    ++histogram[keys[j] >> kLow];
-  }
+  Room<int32_t> keys(inputs);
+  std::vector<int32_t> shared, histogram(1 << (31 - kLow), 0);
+  for (int64_t j = 0; j < inputs; ++j) keys[j] = score(x, norms, j);
+  for (int32_t key : keys) ++histogram[key >> kLow];
   int64_t bin = (int64_t)histogram.size() - 1, left = keep;
   while (histogram[bin] < left) left -= histogram[bin--];
-  for (uint32_t key : keys)
-    if ((int64_t)(key >> kLow) == bin) shared.push_back(key);
+  shared.reserve(histogram[bin]);
+  for (int32_t key : keys)
+    if (key >> kLow == bin) shared.push_back(key);
   std::nth_element(shared.begin(), shared.begin() + (left - 1), shared.end(),
-                   std::greater<uint32_t>());
-  const uint32_t threshold = shared[left - 1];
-  int64_t ties = keep;
-  for (uint32_t key : keys) ties -= key > threshold;
-  kept.places.clear();
-  kept.values.clear();
-  for (int64_t j = 0; j < inputs; ++j)
-    if (keys[j] > threshold || (keys[j] == threshold && ties-- > 0)) {
-      kept.places.push_back(j);
-      kept.values.push_back(x[j]);
-    }
+                   std::greater<int32_t>());
+  const int32_t threshold = shared[left - 1];
+  int64_t ties = left;
+  for (int32_t key : shared) ties -= key > threshold;
+  const int32_t *ordered = keys.data();
+  kept.fill(x, inputs, [&](int64_t j) {
+    const bool tie = ordered[j] == threshold;
+    const bool taken = (ordered[j] > threshold) | (tie & (ties > 0));
+    ties -= tie;
+    return taken;
+  });
 }
 
-// Adds kTogether rows of the weight, each times its input, to the sums of outputs first to last.
-template <class Kind, int kTogether>
-void add_rows(const float *factors, const int64_t *places, const typename Kind::Entry *weight,
+// Adds kRows rows of the weight, each times its input, to the sums of outputs first to last.
+template <class Kind, int kRows>
+void add_rows(const float *factors, const int32_t *places, const typename Kind::Entry *weight,
               float *y, int64_t outputs, int64_t first, int64_t last) {
-  const typename Kind::Entry *rows[kTogether], *next[kTogether];
-  Floats times[kTogether];
-  for (int k = 0; k < kTogether; ++k) {
-    rows[k] = weight + places[k] * outputs;
-    next[k] = weight + places[kTogether + k] * outputs;
+  const typename Kind::Entry *rows[kRows], *next[kRows];
+  Floats times[kRows];
+  for (int k = 0; k < kRows; ++k) {
+    rows[k] = weight + (int64_t)places[k] * outputs;
+    next[k] = weight + (int64_t)places[kRows + k] * outputs;
     times[k] = all(factors[k]);
   }
   constexpr int kVectors = std::max<int>(1, kLine / (kLanes * (int)sizeof(*rows[0])));
@@ -339,7 +354,7 @@ void add_rows(const float *factors, const int64_t *places, const typename Kind::
   for (; o + kVectors * kLanes <= last; o += kVectors * kLanes) {
     Floats sums[kVectors];
     for (int v = 0; v < kVectors; ++v) sums[v] = load(y + o + v * kLanes);
-    for (int k = 0; k < kTogether; ++k) {
+    for (int k = 0; k < kRows; ++k) {
       __builtin_prefetch(next[k] + o, 0, 2);
       for (int v = 0; v < kVectors; ++v)
         sums[v] += times[k] * Kind::widen(rows[k] + o + v * kLanes);
@@ -347,15 +362,13 @@ void add_rows(const float *factors, const int64_t *places, const typename Kind::
     for (int v = 0; v < kVectors; ++v) store(y + o + v * kLanes, sums[v]);
   }
   for (; o < last; ++o)
-    for (int k = 0; k < kTogether; ++k) y[o] += factors[k] * Kind::widen(rows[k][o]);
+    for (int k = 0; k < kRows; ++k) y[o] += factors[k] * Kind::widen(rows[k][o]);
 }
-
-constexpr int kTogether = 8;
 
 template <class Kind>
 void gated_range(const Kept &kept, const typename Kind::Entry *weight, const float *scales,
                  const float *bias, float *y, int64_t outputs, int64_t first, int64_t last) {
-  const int64_t count = (int64_t)kept.values.size();
+  const int64_t count = kept.count;
   std::fill(y + first, y + last, 0.0f);
   int64_t i = 0;
   for (; i + kTogether <= count; i += kTogether)
@@ -736,6 +749,9 @@ struct PaddedInputs {
   std::vector<Digits> digits;
 
   void prepare(const float *x, int64_t rows, int64_t inputs, Int8) {
+    // With more rows expanding is shared by all of them, and floats are faster again.
+    constexpr int64_t kMostRows = 2;
+    if (rows > kMostRows) return;
     digits.resize(rows);
     for (int64_t r = 0; r < rows; ++r)
       if (!digits[r].set(x + r * inputs, inputs, stride)) return digits.clear();
@@ -913,8 +929,7 @@ void sparsecraft_gated(const float *x, const void *weight, const float *scales, 
       keep_largest(x + r * inputs, norms, inputs, keep, kept[r]);
     else
       keep_above(x + r * inputs, norms, inputs, threshold, kept[r]);
-    total += (int64_t)kept[r].values.size();
-    kept[r].places.resize(kept[r].places.size() + kTogether, 0);
+    total += kept[r].count;
   }
   with_kind(kind, [&](auto entries) {
     using Kind = decltype(entries);
