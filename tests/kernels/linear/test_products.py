@@ -238,6 +238,31 @@ def test_operators_have_the_shapes_that_they_promise(kind, dtype):
     assert (found.shape, found.dtype, found.device.type) == ((3, 37), torch.float32, "cpu")
 
 
+NORMS = torch.linspace(0, 1, 70)
+
+
+@pytest.mark.parametrize("gate", [(None, None, None), (0.5, None, None), (None, 9, NORMS)])
+def test_the_gated_operator_is_one_as_pytorch_wants_it(gate):
+    x = inputs_like(2, 70).requires_grad_()
+    packed = ByInput.pack(weight(20, 70))
+    arguments = (x, torch.ones(20), packed.weight, packed.scales, *gate)
+    found = torch.library.opcheck(torch.ops.sparsecraft.gated.default, arguments)
+    assert set(found.values()) == {"SUCCESS"}
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [(Dense, "int8"), (Bitmask, "int8"), (Csr, "float32")])
+def test_operators_are_such_as_pytorch_wants_them(kind, dtype):
+    x = inputs_like(2, 70).requires_grad_()
+    packed = kind.pack(weight(20, 70), dtype)
+    parts = [packed.tensors()[name] for name in packed.tensors() if name != "scales"]
+    if kind is Bitmask:
+        parts += [packed.starts, packed.scales, 70]
+    parts += [packed.scales] if kind is Dense else [70] if kind is Csr else []
+    operator = getattr(torch.ops.sparsecraft, kind.name).default
+    found = torch.library.opcheck(operator, (x, torch.ones(20), *parts))
+    assert set(found.values()) == {"SUCCESS"}
+
+
 def test_compiled_graphs_hold_the_operator():
     seen = []
 

@@ -25,7 +25,7 @@ from sparsecraft.kernels.linear.format import (
     product_in_tiles,
     run,
 )
-from sparsecraft.kernels.linear.gate import Gate, gate_mask
+from sparsecraft.kernels.linear.gate import Gate, gate_mask, gate_mask_operator
 from sparsecraft.kernels.linear.quantise import dtype_name, stored, torch_dtype
 
 # Rows have gates of their own, so each reads the weight anew; above this masking the input of
@@ -157,7 +157,7 @@ def gated_product(
 
 
 def _kept(x: Tensor, _weight: Tensor, _scales: Tensor | None, *gate: object) -> Tensor:
-    return gate_mask(x, *gate)  # type: ignore[arg-type]
+    return gate_mask_operator(x, *gate)
 
 
 @torch.library.custom_op("sparsecraft::gated", mutates_args=())

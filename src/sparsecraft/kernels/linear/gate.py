@@ -72,3 +72,16 @@ def gate_mask(x: Tensor, threshold: float | None, keep: int | None, norms: Tenso
     if keep is None:
         return torch.ones_like(x, dtype=torch.bool)
     return keep_largest_per_row(scores.nan_to_num(nan=torch.inf), keep)
+
+
+@torch.library.custom_op("sparsecraft::gate_mask", mutates_args=())
+def gate_mask_operator(
+    x: Tensor, threshold: float | None, keep: int | None, norms: Tensor | None
+) -> Tensor:
+    """`gate_mask` as an operator: its selection reads values, which a compiler does not have."""
+    return gate_mask(x, threshold, keep, norms)
+
+
+@gate_mask_operator.register_fake
+def _(x: Tensor, *gate: object) -> Tensor:
+    return torch.empty_like(x, dtype=torch.bool)
