@@ -38,25 +38,22 @@ def speed_line(what: str, forms: dict[str, Rounds]) -> str:
         >>> speed_line("decoding", {"dense": Rounds((1.0,) * 3), "packed": Rounds((2.0,) * 3)})
         'decoding: 2.00x as fast as dense.'
     """
-    ratio = forms["packed"].over(forms["dense"])
-    return f"{what}: {_compared(ratio, 'dense')}."
+    words = _compared(forms["packed"].over(forms["dense"]), "dense")
+    if "best dense" in forms:
+        # In one breath: what a smaller type brings must not pass for a gain of sparsity.
+        ratio = forms["packed"].over(forms["best dense"])
+        words += f"; from sparsity alone: {_compared(ratio, 'the best dense forms')}"
+    return f"{what}: {words}."
 
 
 def _sparse_lines(report: SpeedReport) -> list[str]:
-    """Returns what sparsity adds to what the best dense forms bring alone."""
-    lines = []
-    for what, forms in speeds(report).items():
-        if "best dense" in forms:
-            ratio = forms["packed"].over(forms["best dense"])
-            lines.append(
-                f"{what}, from sparsity alone: {_compared(ratio, 'the best dense forms')}."
-            )
-    if not lines:
-        lines.append(
-            "no layer computes sparsely: nothing sparse was faster here, so what is gained, if "
-            "anything, comes from dense forms of smaller types."
-        )
-    return lines
+    """Returns that sparsity has no part in it, where no layer computes sparsely."""
+    if any("best dense" in forms for forms in speeds(report).values()):
+        return []
+    return [
+        "no layer computes sparsely: nothing sparse was faster here, so what is gained, if "
+        "anything, comes from dense forms of smaller types."
+    ]
 
 
 def _byte_line(report: SpeedReport) -> str:
