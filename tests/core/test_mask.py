@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsecraft.core.errors import InvalidValue
-from sparsecraft.core.mask import Mask, count, pack_bits, random_mask, unpack_bits
+from sparsecraft.core.mask import Mask, count, masked, pack_bits, random_mask, unpack_bits
 from sparsecraft.core.seeds import generator
 
 shapes = st.lists(st.integers(1, 9), min_size=1, max_size=3).map(tuple)
@@ -150,3 +150,14 @@ def test_random_mask_has_its_count(shape, seed):
     kept = seed * numel // 9
     mask = random_mask(shape, kept, lambda: generator(seed))
     assert mask.shape == shape and int(mask.sum()) == kept
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_masked_entries_are_positive_zero_and_kept_ones_the_same_bits(dtype):
+    tensor = torch.tensor([[-1.5, 2.0, -0.0], [float("inf"), float("nan"), -3.0]], dtype=dtype).T
+    keep = torch.tensor([[False, True, True], [False, False, True]]).T
+    found = masked(tensor, keep)
+    assert found.dtype == dtype and found.shape == tensor.shape
+    assert torch.equal(found[keep], tensor[keep])
+    assert not found[~keep].any() and not torch.signbit(found[~keep]).any()
+    assert torch.signbit(found[2, 0])  # a kept -0 stays one

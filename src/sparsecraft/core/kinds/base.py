@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor
 
 from sparsecraft.core.errors import InvalidValue, check_sparsity
+from sparsecraft.core.mask import masked
 from sparsecraft.core.patterns import Pattern, Unstructured
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class Pruned:
         cls, weight: Tensor, mask: Tensor, facts: Mapping[str, float] | None = None
     ) -> Pruned:
         """Returns the weight with everything outside the mask set to positive zero."""
-        return cls(weight.masked_fill(~mask, 0), mask, facts or {})
+        return cls(masked(weight, mask), mask, facts or {})
 
 
 @dataclass(frozen=True, kw_only=True)
