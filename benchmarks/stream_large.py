@@ -6,7 +6,7 @@ blocks are done it is killed (SIGKILL); the same command is given again and goes
 every row of every pruned matrix is counted, what was kept is compared with the source bit for bit,
 and so is every tensor that was not to be touched.
 
-Run: python benchmarks/stream_large.py --dir /tmp/large [--quick] [--limit 1GiB] [--threads 2]
+Run: python benchmarks/stream_large.py --dir DIR [--quick] [--limit 1GiB] [--threads 2]
 It needs 7 GiB of disk in --dir, and removes what it wrote unless --keep is given.
 """
 

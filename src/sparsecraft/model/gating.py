@@ -7,7 +7,6 @@ only simulated by masks here; `sparsecraft.pack` makes kernels that skip them.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,12 +15,13 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sparsecraft.core import catalog
 from sparsecraft.core.errors import InvalidValue, NonFinite
 from sparsecraft.core.gating import ActivationGate
 from sparsecraft.core.kinds import Gate, Method
+from sparsecraft.model.digests import digest_of_batches
 from sparsecraft.model.gate_calibration import Fitted, fit_gates
 from sparsecraft.model.gate_hooks import Origin, install, installed, installed_gates, remove
 from sparsecraft.model.gate_memory import check_memory, gate_memory
@@ -233,7 +233,7 @@ def _refuse_quantised(model: nn.Module) -> None:
 def _origin(method: Gate, seed: int, batches: Sequence[Batch], *, rotated: bool) -> Origin:
     calibration: dict[str, Any] = {}
     if batches:
-        calibration = {"tokens": count_tokens(batches), "fingerprint": fingerprint(batches)}
+        calibration = {"tokens": count_tokens(batches), "fingerprint": digest_of_batches(batches)}
     return Origin(catalog.describe(method), seed, calibration, _versions(), rotated)
 
 
@@ -241,24 +241,6 @@ def _versions() -> dict[str, str]:
     import sparsecraft
 
     return {"sparsecraft": sparsecraft.__version__, "torch": str(torch.__version__)}
-
-
-def fingerprint(batches: Sequence[Batch]) -> str:
-    """Returns a short hash of calibration batches: names, shapes and values.
-
-    Example:
-        >>> one, two = [{"x": torch.zeros(2)}], [{"x": torch.ones(2)}]
-        >>> fingerprint(one) == fingerprint(one), fingerprint(one) == fingerprint(two)
-        (True, False)
-    """
-    digest = hashlib.blake2b(digest_size=16)
-    for batch in batches:
-        for name, value in sorted(batch.items()):
-            digest.update(name.encode())
-            if isinstance(value, Tensor):
-                digest.update(str(tuple(value.shape)).encode())
-                digest.update(value.detach().cpu().contiguous().float().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _rows(model: nn.Module, batches: Sequence[Batch]) -> tuple[PlaceReport, ...]:

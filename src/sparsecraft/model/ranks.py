@@ -5,7 +5,6 @@ All calls do nothing in a single process. They use the default process group.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -76,12 +75,3 @@ def check_agreement(facts: Mapping[str, str]) -> None:
                     f"ranks disagree on the {name}: rank 0 has {value}, rank {rank} has "
                     f"{theirs.get(name)}. Give every rank the same model, method, seed and steps."
                 )
-
-
-def digest(tensors: Mapping[str, Tensor]) -> str:
-    """Returns a short hash of names and values."""
-    found = hashlib.blake2b(digest_size=8)
-    for name in sorted(tensors):
-        value = tensors[name].detach().cpu().contiguous()
-        found.update(name.encode() + value.flatten().view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()

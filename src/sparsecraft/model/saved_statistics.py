@@ -8,7 +8,6 @@ the blocks that were pruned before it, with the settings of that time.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from sparsecraft.core import catalog
@@ -24,6 +22,7 @@ from sparsecraft.core.errors import CheckpointError, InvalidValue, MissingStatis
 from sparsecraft.core.kinds import Layerwise
 from sparsecraft.core.statistics import Statistic
 from sparsecraft.model.calibration import Stage
+from sparsecraft.model.digests import digest, digest_of_batches
 from sparsecraft.model.files import write_atomic
 from sparsecraft.model.packed import safetensors_bytes
 from sparsecraft.model.targets import Target
@@ -51,13 +50,8 @@ class StatisticsFolder:
         cls, path: str | Path, model: nn.Module, batches: Sequence[Mapping[str, Any]]
     ) -> StatisticsFolder:
         """Returns the folder for this model, still dense, and these batches."""
-        tensors = [
-            (f"{i} {name}", value)
-            for i, batch in enumerate(batches)
-            for name, value in sorted(batch.items())
-            if isinstance(value, Tensor) and name != "labels"
-        ]
-        return cls(Path(path), digest(model.named_parameters()), digest(tensors))
+        seen = [{k: v for k, v in batch.items() if k != "labels"} for batch in batches]
+        return cls(Path(path), digest(model.named_parameters()), digest_of_batches(seen))
 
     @property
     def complete(self) -> bool:
@@ -172,20 +166,6 @@ class StatisticsFolder:
             "unseen": list(stage.unseen),
             "values": sharing,
         }
-
-
-def digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """Returns a hash of the names, types, shapes and bytes of tensors.
-
-    Example:
-        >>> digest([("a", torch.ones(2))]) == digest([("a", torch.ones(3))])
-        False
-    """
-    made = hashlib.blake2b(digest_size=16)
-    for name, tensor in tensors:
-        made.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        made.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return made.hexdigest()
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:

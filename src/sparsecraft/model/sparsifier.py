@@ -23,10 +23,11 @@ from sparsecraft.core.errors import InvalidValue
 from sparsecraft.core.kinds import Method
 from sparsecraft.core.scores import check_finite
 from sparsecraft.model.context import LossFunction
+from sparsecraft.model.digests import digest
 from sparsecraft.model.finishing import finish_units, finished, notes, put
 from sparsecraft.model.frozen import check_owned
 from sparsecraft.model.input_watch import InputWatch
-from sparsecraft.model.ranks import check_agreement, digest
+from sparsecraft.model.ranks import check_agreement
 from sparsecraft.model.recording import Recording
 from sparsecraft.model.shadowing import shadow
 from sparsecraft.model.sharding import local, part_of, whole
@@ -296,5 +297,5 @@ class Sparsifier(TrainedModel):
             "shapes of the model": str(
                 {name: tuple(p.shape) for name, p in self.named_parameters.items()}
             ),
-            "masks": digest(self.mask),
+            "masks": digest(sorted(self.mask.items())),
         }

@@ -7,7 +7,6 @@ that is with few rows; the selection is part of the native call.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -17,8 +16,6 @@ from torch import Tensor
 from sparsecraft.kernels.linear import native, triton_gather
 from sparsecraft.kernels.linear.choice import choose
 from sparsecraft.kernels.linear.format import (
-    WeightFormat,
-    checked_tensors,
     checked_weight,
     differentiable,
     plain_product,
@@ -26,7 +23,8 @@ from sparsecraft.kernels.linear.format import (
     run,
 )
 from sparsecraft.kernels.linear.gate import Gate, gate_mask, gate_mask_operator
-from sparsecraft.kernels.linear.quantise import dtype_name, stored, torch_dtype
+from sparsecraft.kernels.linear.quantise import dtype_name, stored
+from sparsecraft.kernels.linear.whole_weight import WholeWeight
 
 # Rows have gates of their own, so each reads the weight anew; above this masking the input of
 # one dense product is faster.
@@ -34,7 +32,7 @@ FEW_ROWS = {"float32": 4, "bfloat16": 4, "int8": 32}
 
 
 @dataclass(frozen=True, eq=False)
-class ByInput(WeightFormat):
+class ByInput(WholeWeight):
     """A dense weight stored by input: float32, bfloat16, or int8 with a scale for each output.
 
     Args:
@@ -48,10 +46,7 @@ class ByInput(WeightFormat):
     """
 
     name: ClassVar[str] = "by_input"
-    dtypes: ClassVar[tuple[str, ...]] = ("float32", "bfloat16", "int8")
-
-    weight: Tensor
-    scales: Tensor | None = None
+    by_input: ClassVar[bool] = True
 
     @classmethod
     def pack(cls, weight: Tensor, dtype: str = "float32") -> Self:
@@ -59,34 +54,9 @@ class ByInput(WeightFormat):
         entries, scales = stored(checked_weight(cls, weight, dtype), dtype)
         return cls(entries.t().contiguous(), scales)
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(outputs, inputs)."""
-        return self.weight.shape[1], self.weight.shape[0]
-
-    @property
-    def dtype(self) -> str:
-        """The type of the stored numbers."""
-        return dtype_name(self.weight.dtype)
-
     def unpack(self) -> Tensor:
         """Returns the stored weight, dequantised."""
         return unpacked(self.weight, self.scales)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Returns `weight` (inputs, outputs), and `scales` with int8."""
-        scales = {} if self.scales is None else {"scales": self.scales}
-        return {"weight": self.weight, **scales}
-
-    @classmethod
-    def from_tensors(
-        cls, shape: tuple[int, int], dtype: str, tensors: Mapping[str, Tensor]
-    ) -> Self:
-        """Returns the weight whose `tensors()` these are."""
-        expected: dict = {"weight": (torch_dtype(dtype), (shape[1], shape[0]))}
-        if dtype == "int8":
-            expected["scales"] = (torch.float32, (shape[0],))
-        return cls(*checked_tensors(cls, tensors, expected))
 
     def multiply_gated(self, x: Tensor, gate: Gate, bias: Tensor | None = None) -> Tensor:
         """Returns the product with the inputs that the gate keeps in each row, plus the bias.

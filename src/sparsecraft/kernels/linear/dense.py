@@ -6,7 +6,6 @@ many rows by PyTorch's own matrix product.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -16,14 +15,13 @@ from torch import Tensor
 from sparsecraft.kernels.linear import native
 from sparsecraft.kernels.linear.choice import choose
 from sparsecraft.kernels.linear.format import (
-    WeightFormat,
-    checked_tensors,
     checked_weight,
     differentiable,
     product_in_tiles,
     run,
 )
-from sparsecraft.kernels.linear.quantise import dtype_name, stored, torch_dtype
+from sparsecraft.kernels.linear.quantise import dtype_name, stored
+from sparsecraft.kernels.linear.whole_weight import WholeWeight
 
 # Up to so many rows reading the weight once for four rows is faster than PyTorch's blocked product,
 # and than widening the weight for it where the input is not of its type.
@@ -32,7 +30,7 @@ FEW_WIDENED_ROWS = 64
 
 
 @dataclass(frozen=True, eq=False)
-class Dense(WeightFormat):
+class Dense(WholeWeight):
     """A weight stored whole: float32, bfloat16, or int8 with a scale for each output.
 
     Args:
@@ -45,10 +43,6 @@ class Dense(WeightFormat):
     """
 
     name: ClassVar[str] = "dense"
-    dtypes: ClassVar[tuple[str, ...]] = ("float32", "bfloat16", "int8")
-
-    weight: Tensor
-    scales: Tensor | None = None
 
     @classmethod
     def pack(cls, weight: Tensor, dtype: str = "float32") -> Self:
@@ -56,34 +50,9 @@ class Dense(WeightFormat):
         entries, scales = stored(checked_weight(cls, weight, dtype), dtype)
         return cls(entries.contiguous(), scales)
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(outputs, inputs)."""
-        return self.weight.shape[0], self.weight.shape[1]
-
-    @property
-    def dtype(self) -> str:
-        """The type of the stored numbers."""
-        return dtype_name(self.weight.dtype)
-
     def unpack(self) -> Tensor:
         """Returns the stored weight, dequantised."""
         return unpacked(self.weight, self.scales)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Returns `weight`, and `scales` with int8."""
-        scales = {} if self.scales is None else {"scales": self.scales}
-        return {"weight": self.weight, **scales}
-
-    @classmethod
-    def from_tensors(
-        cls, shape: tuple[int, int], dtype: str, tensors: Mapping[str, Tensor]
-    ) -> Self:
-        """Returns the weight whose `tensors()` these are."""
-        expected: dict = {"weight": (torch_dtype(dtype), shape)}
-        if dtype == "int8":
-            expected["scales"] = (torch.float32, (shape[0],))
-        return cls(*checked_tensors(cls, tensors, expected))
 
     def _product(self, x: Tensor, bias: Tensor | None) -> Tensor:
         return run(dense, dense_product, x, bias, self.weight, self.scales)

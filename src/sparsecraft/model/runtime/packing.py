@@ -10,7 +10,7 @@ made is in the decision record.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -109,13 +109,6 @@ def pack(
     facts = [LayerFacts.of(layer, inputs.pop(layer.name)) for layer in found]
     machine = fingerprint(found[0].weight.device)
     cold = _exceeds_cache(model)
-    notes = [f"inputs: {origin}", _temperature(cold)]
-    if not found[0].weight.is_cuda:
-        notes.append(
-            "formats for a GPU (2:4, gathered rows): not measured, the model is on the CPU"
-        )
-    if str(machine["native"]).startswith("none"):
-        notes.append(f"native kernels: {machine['native']}")
     with torch.no_grad():
         plans, more = _known(facts, settings, record, machine)
         if plans is None:
@@ -128,13 +121,25 @@ def pack(
         settings=settings.to_json(),
         choices=tuple(choice for plan in made for choice in plan.choices),
         left_alone=left,
-        notes=(*notes, *more),
+        notes=(f"inputs: {origin}", _temperature(cold), *_unmeasured(machine, facts), *more),
         bytes=held_bytes([p.weight for plan in made for p in plan.plans]),
         dense_bytes=sum(each.layer.weight.nbytes for each in facts),
         seconds=round(time.perf_counter() - begin, 2),
     )
     kept = changed if keep_original else ()
     return Packed(model, written, kept, keep_original or not changed)
+
+
+def _unmeasured(machine: Mapping[str, Any], facts: Sequence[LayerFacts]) -> list[str]:
+    """Returns a line for each kind of kernel that could not be tried here."""
+    notes = []
+    if not facts[0].layer.weight.is_cuda:
+        notes.append(
+            "formats for a GPU (2:4, gathered rows): not measured, the model is on the CPU"
+        )
+    if str(machine["native"]).startswith("none"):
+        notes.append(f"native kernels: {machine['native']}")
+    return notes
 
 
 def _settings(

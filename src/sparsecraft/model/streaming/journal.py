@@ -8,7 +8,6 @@ that is written again, with the same bytes.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -187,20 +186,6 @@ class Journal:
                 f"{'; '.join(differing[:5])}. Give those again to go on with it. "
                 f"{_start_over(self.folder)}"
             )
-
-
-def digest_of(batches: Sequence[Mapping[str, Any]]) -> str:
-    """Returns a short text that is the same for the same calibration batches."""
-    digest = hashlib.blake2b(digest_size=8)
-    for batch in batches:
-        for name in sorted(batch):
-            value = batch[name]
-            if isinstance(value, Tensor):
-                digest.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
-                digest.update(bytes_of(value.detach().cpu().contiguous()))
-            else:
-                digest.update(f"{name}{value!r}".encode())
-    return digest.hexdigest()
 
 
 def _start_over(folder: Path) -> str:

@@ -19,6 +19,7 @@ from sparsecraft.core.errors import CheckpointError, OutOfMemory
 from sparsecraft.core.kinds import Layerwise
 from sparsecraft.model.calibration import Position, Stage
 from sparsecraft.model.checkpoints import CONFIG, plain_settings
+from sparsecraft.model.digests import digest, digest_of_batches
 from sparsecraft.model.files import replace_directory
 from sparsecraft.model.memory import peak_bytes, private_bytes
 from sparsecraft.model.prune_report import LayerReport, budget_notes, layer_report
@@ -31,7 +32,7 @@ from sparsecraft.model.pruning import (
 )
 from sparsecraft.model.side_files import copy_side_files
 from sparsecraft.model.streaming.budget import Budget, budget_of
-from sparsecraft.model.streaming.journal import Journal, digest_of
+from sparsecraft.model.streaming.journal import Journal
 from sparsecraft.model.streaming.output import OutputMasks, OutputShards
 from sparsecraft.model.streaming.report import StreamReport
 from sparsecraft.model.streaming.skeleton import Skeleton
@@ -185,8 +186,8 @@ class StreamedPruning:
         return {
             "source": self.skeleton.shards.identity(),
             "method": catalog.describe(self.method),
-            "targets": digest_of([{"names": list(self.targets.shapes)}]),
-            "calibration": digest_of(self.batches),
+            "targets": digest([("names", list(self.targets.shapes))]),
+            "calibration": digest_of_batches(self.batches),
             "seed": self.seed,
             "dtype": str(self.skeleton.dtype),
             "versions": {"sparsecraft": sparsecraft.__version__, "torch": torch.__version__},
