@@ -18,7 +18,6 @@ from sparsecraft.kernels.linear.choice import choose
 from sparsecraft.kernels.linear.format import (
     checked_weight,
     differentiable,
-    plain_product,
     product_in_tiles,
     run,
 )
@@ -73,10 +72,6 @@ class ByInput(WholeWeight):
         gate.check(self.shape[1])
         parts = (gate.threshold, gate.keep, gate.norms)
         return run(gated, gated_product, x, bias, self.weight, self.scales, *parts)
-
-    def reference_gated(self, x: Tensor, gate: Gate, bias: Tensor | None = None) -> Tensor:
-        """Returns what `multiply_gated` does, by a plain product with a masked input."""
-        return plain_product(x.masked_fill(~gate.mask(x), 0), self.unpack(), bias)
 
     def _product(self, x: Tensor, bias: Tensor | None) -> Tensor:
         parts = (None, None, None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -213,8 +213,3 @@ def train_tokenizer(texts: Sequence[str], vocabulary: int) -> Any:
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token=END, bos_token=END, pad_token=END
     )
-
-
-def with_steps(schedule: Fit, steps: int | None) -> Fit:
-    """Returns the schedule with another number of steps, where one is given."""
-    return schedule if steps is None else replace(schedule, steps=steps)
