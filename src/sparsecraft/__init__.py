@@ -14,6 +14,7 @@ _PUBLIC = {
     "pack": "sparsecraft.model.runtime",
     "Sparsifier": "sparsecraft.model.sparsifier",
     "SparsifierCallback": "sparsecraft.model.trainer_callback",
+    "SparseAutoencoder": "sparsecraft.model.sae",
     "load": "sparsecraft.model.checkpoints",
     "compact": "sparsecraft.model.compaction",
     "compare": "sparsecraft.lab.compare",
@@ -25,6 +26,7 @@ _PUBLIC = {
 
 __all__ = [
     "Mask",
+    "SparseAutoencoder",
     "Sparsifier",
     "SparsifierCallback",
     "SparsityError",
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from sparsecraft.core import catalog as methods
     from sparsecraft.core.errors import SparsityError
     from sparsecraft.core.mask import Mask
+    from sparsecraft.model.sae import SparseAutoencoder
     from sparsecraft.model.sparsifier import Sparsifier
     from sparsecraft.model.trainer_callback import SparsifierCallback
 

@@ -5,6 +5,14 @@ A method is a frozen description. Hooks, devices, ranks, files and progress belo
 as matrices (outputs, inputs), by target name.
 """
 
+from sparsecraft.core.kinds.activation import (
+    Activation,
+    CodeStep,
+    Elementwise,
+    Own,
+    Selecting,
+    Side,
+)
 from sparsecraft.core.kinds.base import DEFAULT_SPARSITY, Batch, Method, Pruned, WeightMethod
 from sparsecraft.core.kinds.evaluation import Evaluation
 from sparsecraft.core.kinds.gate import Gate, GateSite
@@ -15,8 +23,11 @@ from sparsecraft.core.kinds.recipe import Recipe, Train
 
 __all__ = [
     "DEFAULT_SPARSITY",
+    "Activation",
     "Batch",
     "Clock",
+    "CodeStep",
+    "Elementwise",
     "Evaluation",
     "Gate",
     "GateSite",
@@ -27,9 +38,12 @@ __all__ = [
     "Method",
     "ModelContext",
     "ModelWide",
+    "Own",
     "Pruned",
     "Recipe",
     "Role",
+    "Selecting",
+    "Side",
     "Tensors",
     "Train",
     "TrainedLayer",

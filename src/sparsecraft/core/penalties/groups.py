@@ -1,91 +1,23 @@
-"""Which zeros are preferred: penalties R, each with its value and its proximal operator.
+"""Penalties of groups of entries: their prox multiplies each group by a factor.
 
-prox(x, step) = argmin_z 1/2 ||z - x||^2 + step * R(z). A penalty is the same object for weights and
-for codes. Where it acts on groups, a tensor is (groups, entries), or (groups,) with one entry each;
-and since the prox only scales each group, it follows from the norms alone: `factors(norms, step)`
-serves groups that are spread over several tensors too.
+A tensor is (groups, entries), or (groups,) with one entry each; and since the prox only scales each
+group, it follows from the norms alone: `factors(norms, step)` serves groups that are spread over
+several tensors too.
 """
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from sparsecraft.core.errors import InvalidValue, NonFinite
+from sparsecraft.core.penalties.base import Penalty, check_count, check_step, check_strength
+from sparsecraft.core.penalties.entries import L1
 from sparsecraft.kernels.selection import keep_largest
-
-
-class Penalty(ABC):
-    """A function R of a tensor that is smaller where there are zeros."""
-
-    @abstractmethod
-    def value(self, x: Tensor) -> Tensor:
-        """Returns R(x), a scalar."""
-
-    @abstractmethod
-    def prox(self, x: Tensor, step: float) -> Tensor:
-        """Returns argmin_z 1/2 ||z - x||^2 + step * R(z), in the shape and type of x.
-
-        Args:
-            x: Any floating tensor.
-            step: At least 0.
-        """
-
-
-@dataclass(frozen=True, kw_only=True)
-class L1(Penalty):
-    """R(x) = strength * sum |x|; its prox is the soft threshold.
-
-    Args:
-        strength: At least 0.
-
-    Example:
-        >>> L1().prox(torch.tensor([3.0, -0.5]), step=1.0)
-        tensor([2., -0.])
-    """
-
-    strength: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_strength(self.strength)
-
-    def value(self, x: Tensor) -> Tensor:
-        """Returns strength * sum |x|."""
-        return self.strength * x.abs().sum()
-
-    def prox(self, x: Tensor, step: float) -> Tensor:
-        """Returns sign(x) * max(|x| - step * strength, 0)."""
-        return soft_threshold(x, check_step(step) * self.strength)
-
-
-@dataclass(frozen=True, kw_only=True)
-class L0(Penalty):
-    """R(x) = strength * number of entries that are not zero; its prox is the hard threshold.
-
-    Args:
-        strength: At least 0.
-
-    Example:
-        >>> L0().prox(torch.tensor([3.0, -1.0]), step=1.0)
-        tensor([3., 0.])
-    """
-
-    strength: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_strength(self.strength)
-
-    def value(self, x: Tensor) -> Tensor:
-        """Returns strength * number of entries that are not zero."""
-        return self.strength * (x != 0).sum()
-
-    def prox(self, x: Tensor, step: float) -> Tensor:
-        """Returns x where |x| > sqrt(2 * step * strength), else 0."""
-        return x.masked_fill(x.abs() <= math.sqrt(2 * check_step(step) * self.strength), 0)
 
 
 class GroupPenalty(Penalty):
@@ -230,11 +162,6 @@ def _roots(norms: Tensor, sizes: Tensor | None) -> Tensor:
     return torch.ones_like(norms) if sizes is None else sizes.sqrt()
 
 
-def soft_threshold(x: Tensor, threshold: float) -> Tensor:
-    """Returns sign(x) * max(|x| - threshold, 0)."""
-    return torch.nn.functional.softshrink(x, threshold)
-
-
 def block_threshold(norms: Tensor, thresholds: Tensor) -> Tensor:
     """Returns max(0, 1 - threshold / norm) for each group, 0 where the norm is 0."""
     return (1 - thresholds / norms).where(norms > thresholds, 0.0)
@@ -272,29 +199,3 @@ def check_norms(norms: Tensor) -> Tensor:
             f"{int(bad[0])}. Find where they come from: no prox can rank them."
         )
     return norms
-
-
-def check_strength(strength: float) -> float:
-    """Returns the strength, or raises InvalidValue unless it is finite and at least 0."""
-    if not (isinstance(strength, int | float) and 0 <= strength < math.inf):
-        raise InvalidValue(f"strength={strength!r} is not allowed: give a number of at least 0")
-    return strength
-
-
-def check_step(step: float) -> float:
-    """Returns the step, or raises InvalidValue unless it is finite and at least 0."""
-    if not 0 <= step < math.inf:
-        raise InvalidValue(
-            f"step={step!r} is not allowed: a prox needs a finite step of at least 0 (the learning "
-            "rate times the strength)"
-        )
-    return float(step)
-
-
-def check_count(k: int, groups: int | None = None) -> int:
-    """Returns k, or raises InvalidValue unless it is an integer from 1 to the number of groups."""
-    whole = isinstance(k, int) and not isinstance(k, bool)
-    if not whole or k < 1 or (groups is not None and k > groups):
-        there = "" if groups is None else f" to {groups}, the number of groups"
-        raise InvalidValue(f"k={k!r} is not allowed: give an integer from 1{there}")
-    return k

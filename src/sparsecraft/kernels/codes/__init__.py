@@ -1,0 +1,6 @@
+"""Operations on sparse codes: selection from pre-activations, decoding, and their gradients."""
+
+from sparsecraft.kernels.codes.products import decode, selected_pre_activations
+from sparsecraft.kernels.codes.selection import select_columns, select_rows, select_whole
+
+__all__ = ["decode", "select_columns", "select_rows", "select_whole", "selected_pre_activations"]

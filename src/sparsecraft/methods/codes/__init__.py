@@ -1,0 +1,1 @@
+"""Methods that make codes sparse: activations of autoencoders, and sparse coding."""

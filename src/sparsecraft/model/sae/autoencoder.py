@@ -1,0 +1,257 @@
+"""The one autoencoder: a linear encoder, an activation that makes the code sparse, a dictionary.
+
+With x (rows, d_in): u = (n(x) - b_dec) W_enc + b_enc; z = activation(u); output = z W_dec + b_dec,
+with the row's normalisation n undone. Everything that distinguishes the published variants is in
+the activation (`sparsecraft.methods.codes`) and in the options named here.
+
+W_enc has the shape (d_in, d_sae) that the field's files have, and is stored by column, so that the
+weights of a latent lie side by side: kernels for sparse codes read and write whole latents.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, cast, get_args
+
+import torch
+from torch import Tensor, nn
+
+from sparsecraft.core import seeds
+from sparsecraft.core.code import Code
+from sparsecraft.core.errors import InvalidValue, NonFinite, UnknownName
+from sparsecraft.core.kinds import Activation, Elementwise, Own, Selecting, Side
+from sparsecraft.kernels.codes import decode, selected_pre_activations
+
+RowNorm = Literal["none", "unit", "layer"]
+ROW_NORMS: tuple[RowNorm, ...] = get_args(RowNorm)
+LAYER_NORM_EPS = 1e-5
+
+
+class SparseAutoencoder(nn.Module):
+    """Writes an activation as a sparse sum of learned directions.
+
+    Args:
+        d_in: Width of what is encoded.
+        d_sae: Latents of the dictionary.
+        activation: How pre-activations become a code, from `sparsecraft.methods.codes`.
+        d_out: Width of what is reconstructed, if another tensor (a transcoder); else d_in.
+        skip: Whether a transcoder adds a linear map of its input (W_skip).
+        tied: Whether the encoder reads along the decoder's directions, each latent with a scale of
+            its own (GBA).
+        row_norm: What is undone for each row: "unit" divides by its norm, "layer" subtracts its
+            mean and divides by its standard deviation.
+        prefixes: Latents of nested dictionaries (Matryoshka), ascending, the last d_sae.
+        unroll: Proximal gradient steps of the encoder; 1 is the usual autoencoder.
+        subtract_bias: Whether the encoder reads x - b_dec.
+        seed: Of the first weights.
+
+    Raises:
+        InvalidValue: If a size or an option is not allowed, or does not suit the activation.
+    """
+
+    def __init__(
+        self,
+        d_in: int,
+        d_sae: int,
+        activation: Activation,
+        *,
+        d_out: int | None = None,
+        skip: bool = False,
+        tied: bool = False,
+        row_norm: RowNorm = "none",
+        prefixes: tuple[int, ...] = (),
+        unroll: int = 1,
+        subtract_bias: bool = True,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        d_out = d_in if d_out is None else d_out
+        _check(d_in=d_in, d_sae=d_sae, d_out=d_out, unroll=unroll)
+        if row_norm not in ROW_NORMS:
+            raise UnknownName("row_norm", str(row_norm), ROW_NORMS)
+        activation.check(d_in, d_sae)
+        self.d_in, self.d_sae, self.d_out = d_in, d_sae, d_out
+        self.activation, self.row_norm, self.unroll = activation, row_norm, unroll
+        self.tied, self.subtract_bias = tied, subtract_bias
+        self.prefixes = _prefixes(prefixes, d_sae)
+        self.info: dict[str, Any] = {}
+        """Where the activations came from: model, hook, context, tokens; kept in the file."""
+        self._make_weights(skip, seed)
+        self._make_own(seed)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns the reconstruction (..., d_out) of x (..., d_in)."""
+        rows = self.check_input(x).reshape(-1, self.d_in)
+        inner, undo = self.normalise_rows(rows)
+        out = self.reconstruct(self.code_of(inner), inner)
+        return undo(out).reshape(*x.shape[:-1], self.d_out)
+
+    def encode(self, x: Tensor, *, gradient: Tensor | None = None) -> Tensor:
+        """Returns the code (..., d_sae), dense.
+
+        Args:
+            x: (..., d_in).
+            gradient: Of the model's loss, like x, for an activation that selects by it.
+        """
+        code = self.sparse_encode(x, gradient=gradient)
+        return code.dense().reshape(*x.shape[:-1], self.d_sae)
+
+    def sparse_encode(self, x: Tensor, *, gradient: Tensor | None = None) -> Code:
+        """Returns the code of all rows of x (..., d_in), holding what is not zero."""
+        rows = self.check_input(x).reshape(-1, self.d_in)
+        flat = None if gradient is None else gradient.reshape(-1, self.d_in)
+        z = self.code_of(self.normalise_rows(rows)[0], gradient=flat)
+        return z if isinstance(z, Code) else Code.of(z)
+
+    def decode(self, z: Tensor | Code) -> Tensor:
+        """Returns z W_dec + b_dec, (..., d_out) for a dense code, (rows, d_out) for a sparse one.
+
+        Where rows are normalised (`row_norm`), this is in the normalised units.
+        """
+        if isinstance(z, Code):
+            return decode(z.starts, z.columns, z.values, self.decoder_rows(), self.b_dec)
+        return z @ self.decoder_rows() + self.b_dec
+
+    def pre_activations(self, inner: Tensor) -> Tensor:
+        """Returns u (rows, d_sae) of normalised rows."""
+        return torch.addmm(self.b_enc.to(inner.dtype), self.centred(inner), self.encoder())
+
+    def code_of(
+        self, inner: Tensor, *, gradient: Tensor | None = None, u: Tensor | None = None
+    ) -> Tensor | Code:
+        """Returns the code of normalised rows: sparse from a selection, else dense.
+
+        Args:
+            inner: (rows, d_in), normalised.
+            gradient: (rows, d_in), or None.
+            u: The pre-activations, if they are there already.
+        """
+        if isinstance(self.activation, Elementwise):
+            u = self.pre_activations(inner) if u is None else u
+            z: Tensor = self.activation.apply(u, self.own)
+            for _ in range(self.unroll - 1):
+                z = self.activation.apply(
+                    z + u - (z @ self.decoder_rows()) @ self.encoder(), self.own
+                )
+            return z
+        return self._selected(inner, gradient, u)
+
+    def reconstruct(self, z: Tensor | Code, inner: Tensor) -> Tensor:
+        """Returns (rows, d_out) in normalised units: the decoded code, and the skip's share."""
+        out = self.decode(z)
+        return out if self.W_skip is None else out + inner @ self.W_skip
+
+    @property
+    def own(self) -> Own:
+        """What the activation trains and remembers."""
+        return Own(
+            self.b_enc,
+            {name: cast(Tensor, getattr(self, f"own_{name}")) for name in self._parameter_names},
+            {name: cast(Tensor, getattr(self, f"own_{name}")) for name in self._state_names},
+        )
+
+    def encoder(self) -> Tensor:
+        """Returns what the encoder multiplies with, (d_in, d_sae); tied: the directions."""
+        return self.W_dec.T if self.W_enc is None else self.W_enc
+
+    def decoder_rows(self) -> Tensor:
+        """Returns what the code is multiplied with, (d_sae, d_out); tied: scaled directions."""
+        return self.W_dec * self.scale[:, None] if self.scale is not None else self.W_dec
+
+    def centred(self, inner: Tensor) -> Tensor:
+        """Returns the normalised rows as the encoder's matrix reads them."""
+        return inner - self.b_dec if self.subtract_bias and self.d_in == self.d_out else inner
+
+    def check_input(self, x: Tensor) -> Tensor:
+        """Returns x, or raises if it cannot be encoded.
+
+        Raises:
+            InvalidValue: For another width, an integer type or no rows.
+            NonFinite: For NaN or infinite values.
+        """
+        if not x.is_floating_point():
+            raise InvalidValue(
+                f"activations of type {x.dtype} cannot be encoded: convert them to a floating type"
+            )
+        if x.dim() == 0 or x.shape[-1] != self.d_in or not x.numel():
+            raise InvalidValue(
+                f"activations of shape {tuple(x.shape)} were given; this autoencoder reads "
+                f"(rows, {self.d_in}), at least one row"
+            )
+        if not bool(torch.isfinite(x).all()):
+            bad = int((~torch.isfinite(x)).reshape(-1, self.d_in).any(1).sum())
+            raise NonFinite(
+                f"{bad} of {x.numel() // self.d_in} rows have NaN or infinite values: leave them "
+                "out, or find where the model makes them (half precision often does)"
+            )
+        return x.to(self.W_dec.dtype)
+
+    def normalise_rows(self, rows: Tensor) -> tuple[Tensor, Any]:
+        """Returns the rows normalised, and the function that undoes it on a reconstruction."""
+        if self.row_norm == "none":
+            return rows, lambda out: out
+        if self.row_norm == "unit":
+            norm = rows.norm(dim=1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
+            return rows / norm, lambda out: out * norm
+        mean, deviation = rows.mean(1, keepdim=True), rows.std(1, keepdim=True)
+        return (rows - mean) / (deviation + LAYER_NORM_EPS), lambda out: out * deviation + mean
+
+    def _selected(self, inner: Tensor, gradient: Tensor | None, u: Tensor | None) -> Code:
+        """Returns the code that a selection makes; gradients pass through what is selected."""
+        activation = cast(Selecting, self.activation)
+        side = Side(self.decoder_rows().detach(), gradient)
+        with torch.no_grad():
+            u = self.pre_activations(inner) if u is None else u.detach()
+            code = activation.select(u, self.own, side, training=self.training)
+        values = selected_pre_activations(
+            self.centred(inner), self.encoder(), self.b_enc, code.starts, code.columns
+        )
+        code = code.with_values(values)
+        for _ in range(self.unroll - 1):
+            v = code.dense() + u - (self.decode(code) - self.b_dec) @ self.encoder()
+            with torch.no_grad():
+                chosen = activation.select(v, self.own, side, training=self.training)
+            code = chosen.with_values(v[chosen.rows(), chosen.columns])
+        return code
+
+    def _make_weights(self, skip: bool, seed: int) -> None:
+        stream = seeds.generator(seed, "sae", "weights")
+        directions = torch.randn(self.d_sae, self.d_out, generator=stream)
+        self.W_dec = nn.Parameter(directions / directions.norm(dim=1, keepdim=True))
+        self.b_dec = nn.Parameter(torch.zeros(self.d_out))
+        self.b_enc = nn.Parameter(
+            torch.zeros(self.d_sae), requires_grad=not self.activation.moves_bias
+        )
+        self.W_enc = None if self.tied else nn.Parameter(self._first_encoder(stream).T)
+        self.scale = nn.Parameter(torch.ones(self.d_sae)) if self.tied else None
+        self.W_skip = nn.Parameter(torch.zeros(self.d_in, self.d_out)) if skip else None
+
+    def _first_encoder(self, stream: torch.Generator) -> Tensor:
+        """Returns (d_sae, d_in): the decoder's directions, or random ones for a transcoder."""
+        if self.d_in == self.d_out:
+            return self.W_dec.detach().clone()
+        rows = torch.randn(self.d_sae, self.d_in, generator=stream)
+        return rows / rows.norm(dim=1, keepdim=True)
+
+    def _make_own(self, seed: int) -> None:
+        parameters, state = self.activation.initial(self.d_sae, seed)
+        for name, tensor in parameters.items():
+            self.register_parameter(f"own_{name}", nn.Parameter(tensor))
+        for name, tensor in state.items():
+            self.register_buffer(f"own_{name}", tensor)
+        self._parameter_names, self._state_names = tuple(parameters), tuple(state)
+
+
+def _check(**sizes: int) -> None:
+    for name, size in sizes.items():
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            raise InvalidValue(f"{name}={size!r} is not allowed: give a whole number of at least 1")
+
+
+def _prefixes(prefixes: tuple[int, ...], d_sae: int) -> tuple[int, ...]:
+    if prefixes and (sorted(set(prefixes)) != list(prefixes) or prefixes[0] < 1):
+        raise InvalidValue(f"prefixes={prefixes} are not allowed: give ascending numbers from 1")
+    if prefixes and prefixes[-1] != d_sae:
+        raise InvalidValue(
+            f"prefixes={prefixes} must end with all of the dictionary, d_sae={d_sae}"
+        )
+    return tuple(prefixes)
