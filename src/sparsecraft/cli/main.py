@@ -21,6 +21,7 @@ VERBS = {
     "gate": "drop activations at inference, token by token, and save the gates with the model",
     "train": "make a task's model sparse while it trains, beside its controls",
     "speed": "whether a saved model runs faster than dense here, and what it loses",
+    "sae": "sparse autoencoders: train, eval, convert, browse",
     "methods": "the catalog: every method, its paper, its options",
     "reproduce": "run a paper's claim at small scale and judge it",
 }
@@ -77,6 +78,8 @@ def _overview() -> Parser:
             "  sparsecraft gate my-llama --method wina --sparsity 0.65 --calibration notes.txt "
             "--out gated\n"
             "  sparsecraft train digits-mlp --method rigl --sparsity 0.9\n"
+            "  sparsecraft sae train my-encoder --at encoder.layer.3.output --text notes.txt "
+            "--out my-sae\n"
             "  sparsecraft methods wanda\n\n"
             "`sparsecraft COMMAND --help` explains a command. Exit codes: 0 done, 2 an error that "
             f"you can mend,\n130 interrupted. {DEBUG}=1 shows the traceback of an error."

@@ -1,0 +1,1 @@
+"""Where a method needs a world of its own."""
