@@ -53,7 +53,8 @@ def parser() -> Parser:
             "  sparsecraft sae train my-encoder --at encoder.layer.3.output --text notes.txt "
             "--out my-sae\n"
             "  sparsecraft sae eval my-sae --model my-encoder --text other.txt\n"
-            "  sparsecraft sae browse my-sae --model my-encoder --text other.txt --out latents.html\n"
+            "  sparsecraft sae browse my-sae --model my-encoder --text other.txt "
+            "--out latents.html\n"
             "  sparsecraft sae convert my-sae --to saelens --out for-saelens\n\n"
             "`sparsecraft sae COMMAND --help` explains a command."
         ),

@@ -23,7 +23,7 @@ def parser() -> Parser:
     made = Parser(
         prog="sparsecraft sae train",
         description=(
-            "Reads a text to a model, keeps the activations at one place on the disk, and trains a\n"
+            "Reads a text to a model, keeps the activations of one place on disk, and trains a\n"
             "sparse autoencoder on them. A tenth of the contexts is held out, and what is left\n"
             "unexplained there is what you are told. A run that was stopped goes on where it was.\n"
             "The directory that comes out can be browsed, evaluated, and converted for SAELens.\n\n"
