@@ -58,7 +58,7 @@ def tokenize_text(
         InvalidValue: If the text does not fill one window; the message says how many characters
             would.
     """
-    prefix, suffix = _frame(tokenizer)
+    prefix, suffix = frame(tokenizer)
     room = window - len(prefix) - len(suffix)
     if room < 1 or max_tokens < window:
         raise InvalidValue(
@@ -66,7 +66,7 @@ def tokenize_text(
             f"{len(prefix) + len(suffix)} special tokens and at most max_tokens."
         )
     windows = max_tokens // window
-    ids = _bare(tokenizer, text[: _MOST_CHARACTERS * room * windows])
+    ids = bare_ids(tokenizer, text[: _MOST_CHARACTERS * room * windows])
     if len(ids) < room:
         raise InvalidValue(_too_short(text, len(ids), room))
     rows = [
@@ -76,9 +76,9 @@ def tokenize_text(
     return [_batch(rows[i : i + ROWS]) for i in range(0, len(rows), ROWS)]
 
 
-def _frame(tokenizer: Any) -> tuple[list[int], list[int]]:
+def frame(tokenizer: Any) -> tuple[list[int], list[int]]:
     """Returns the special tokens that the tokenizer sets before and after a text."""
-    bare = _bare(tokenizer, _PROBE)
+    bare = bare_ids(tokenizer, _PROBE)
     whole = list(tokenizer(_PROBE)["input_ids"])
     for start in range(len(whole) - len(bare) + 1):
         if whole[start : start + len(bare)] == bare:
@@ -86,7 +86,8 @@ def _frame(tokenizer: Any) -> tuple[list[int], list[int]]:
     return [], []
 
 
-def _bare(tokenizer: Any, text: str) -> list[int]:
+def bare_ids(tokenizer: Any, text: str) -> list[int]:
+    """Returns the ids of a text of any length, without special tokens."""
     # verbose=False: that the whole text is longer than the model reads is no mistake here.
     return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 

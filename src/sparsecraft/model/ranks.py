@@ -20,6 +20,11 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def rank() -> int:
+    """Returns which of the processes this is, 0 where there is one."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
 def mean_over_ranks_(tensors: Iterable[Tensor]) -> None:
     """Replaces each tensor by its mean over the ranks, in place."""
     ranks = world_size()
@@ -37,6 +42,32 @@ def any_rank(flag: bool, device: torch.device) -> bool:
     found = torch.tensor([int(flag)], device=device)
     dist.all_reduce(found, op=dist.ReduceOp.MAX)
     return bool(found.item())
+
+
+def sum_over_ranks_(counts: Tensor) -> None:
+    """Replaces a tensor by its sum over the ranks, in place."""
+    if world_size() > 1:
+        dist.all_reduce(counts)
+
+
+def reduce_over_ranks_(statistics: Mapping[str, Tensor], how: Mapping[str, str]) -> None:
+    """Replaces each statistic by its sum, maximum or minimum over the ranks, in place.
+
+    Args:
+        statistics: Tensors by name, of equal names and shapes on every rank.
+        how: "sum", "max" or "min" of each.
+
+    Raises:
+        InvalidValue: If nothing is said about one.
+    """
+    for name in sorted(statistics):
+        if how.get(name) not in ("sum", "max", "min"):
+            raise InvalidValue(
+                f"the statistic {name!r} must say how ranks join it: sum, max or min, in "
+                f"`reductions`; found {how.get(name)!r}"
+            )
+        if world_size() > 1:
+            dist.all_reduce(statistics[name], op=getattr(dist.ReduceOp, how[name].upper()))
 
 
 def of_first_rank(masks: Mapping[str, Tensor]) -> dict[str, Tensor]:

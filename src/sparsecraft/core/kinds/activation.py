@@ -8,7 +8,7 @@ buffers, saves, moves and reduces over ranks.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from sparsecraft.core.code import Code
+from sparsecraft.core.code_thresholds import whole_threshold
 from sparsecraft.core.errors import InvalidValue
 from sparsecraft.core.kinds.base import Method
 from sparsecraft.core.penalties import Selection
@@ -100,12 +101,26 @@ class Activation(Method):
         """Returns the first (parameters, state) by name, on the CPU in float32 (counters int64)."""
         return {}, {}
 
+    def rectified(self) -> Activation | None:
+        """Returns what gives a signed code as positive parts of mirrored latents, or None.
+
+        It remembers the same state as this activation.
+        """
+        return None
+
     def losses(self, step: CodeStep, own: Own) -> dict[str, Tensor]:
         """Returns what is added to the reconstruction loss, weighted, by name for the log."""
         return {}
 
-    def observe(self, u: Tensor, z: Tensor | Code, own: Own) -> dict[str, Tensor]:
-        """Returns the statistics of a training batch that `update` needs, without gradients."""
+    def observe(self, u: Tensor, z: Tensor | Code, own: Own, side: Side) -> dict[str, Tensor]:
+        """Returns the statistics of a training batch that `update` needs, without gradients.
+
+        Args:
+            u: (rows, d_sae) pre-activations.
+            z: The code of the batch.
+            own: What the activation remembers; only `update` changes it.
+            side: The decoder, and the gradient if the store has it.
+        """
         return {}
 
     def update(self, own: Own, statistics: Mapping[str, Tensor], progress: float) -> None:
@@ -164,6 +179,28 @@ class Selecting(Activation):
                 "freeze_thresholds(activations) on at least 100,000 rows."
             )
         return Code.of(u, penalty.threshold_mask(u, threshold.to(u.dtype)))
+
+    def calibrate(self, batches: Iterable[Tensor], rows: int, own: Own) -> Tensor | None:
+        """Returns thresholds with which these rows alone keep what training would keep on average.
+
+        On them the mean number of entries is then k exactly, unless fewer are positive or several
+        equal the last one. The batches are read once and never held whole.
+
+        Args:
+            batches: (rows of the batch, d_sae) each, what is ranked (`scores`).
+            rows: Of all batches together.
+            own: What the activation remembers; it is not changed.
+
+        Returns:
+            (1,), or (d_sae,) where each latent has a budget of its own: what the host writes to
+            the state "threshold". None where the scope is the token, which needs none.
+        """
+        penalty = self.penalty()
+        if penalty.scope == "token":
+            return None
+        if penalty.scope == "batch":
+            return whole_threshold(batches, penalty.k * rows, absolute=penalty.signed)
+        raise NotImplementedError(f"{type(self).__name__} must calibrate its own thresholds")
 
     def inference_threshold(self, own: Own) -> Tensor | None:
         """Returns (d_sae,) or (1,) thresholds for rows that come alone, NaN where unset, or None.

@@ -36,6 +36,10 @@ class L1(Penalty):
         """Returns sign(x) * max(|x| - step * strength, 0)."""
         return soft_threshold(x, check_step(step) * self.strength)
 
+    def threshold(self, step: float) -> float:
+        """Returns the largest |x| whose prox is 0."""
+        return check_step(step) * self.strength
+
 
 @dataclass(frozen=True, kw_only=True)
 class L0(Penalty):
@@ -60,7 +64,11 @@ class L0(Penalty):
 
     def prox(self, x: Tensor, step: float) -> Tensor:
         """Returns x where |x| > sqrt(2 * step * strength), else 0."""
-        return x.masked_fill(x.abs() <= math.sqrt(2 * check_step(step) * self.strength), 0)
+        return x.masked_fill(x.abs() <= self.threshold(step), 0)
+
+    def threshold(self, step: float) -> float:
+        """Returns the largest |x| whose prox is 0."""
+        return math.sqrt(2 * check_step(step) * self.strength)
 
 
 def soft_threshold(x: Tensor, threshold: float) -> Tensor:

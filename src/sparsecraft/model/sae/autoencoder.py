@@ -10,7 +10,8 @@ weights of a latent lie side by side: kernels for sparse codes read and write wh
 
 from __future__ import annotations
 
-from typing import Any, Literal, cast, get_args
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,13 +21,12 @@ from sparsecraft.core.code import Code
 from sparsecraft.core.errors import InvalidValue, NonFinite, UnknownName
 from sparsecraft.core.kinds import Activation, Elementwise, Own, Selecting, Side
 from sparsecraft.kernels.codes import decode, selected_pre_activations
+from sparsecraft.model.sae.estimator import Estimator
+from sparsecraft.model.sae.report import SAEReport
+from sparsecraft.model.sae.row_scaling import ROW_NORMS, RowNorm, RowScaling
 
-RowNorm = Literal["none", "unit", "layer"]
-ROW_NORMS: tuple[RowNorm, ...] = get_args(RowNorm)
-LAYER_NORM_EPS = 1e-5
 
-
-class SparseAutoencoder(nn.Module):
+class SparseAutoencoder(Estimator, nn.Module):
     """Writes an activation as a sparse sum of learned directions.
 
     Args:
@@ -75,8 +75,13 @@ class SparseAutoencoder(nn.Module):
         self.prefixes = _prefixes(prefixes, d_sae)
         self.info: dict[str, Any] = {}
         """Where the activations came from: model, hook, context, tokens; kept in the file."""
+        self.report: SAEReport | None = None
+        """How the training went, after `fit`."""
+        self.trained = False
+        """Whether the weights were trained or loaded, so that they read raw activations."""
         self._make_weights(skip, seed)
         self._make_own(seed)
+        self.register_load_state_dict_post_hook(_mark_trained)
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the reconstruction (..., d_out) of x (..., d_in)."""
@@ -98,8 +103,9 @@ class SparseAutoencoder(nn.Module):
     def sparse_encode(self, x: Tensor, *, gradient: Tensor | None = None) -> Code:
         """Returns the code of all rows of x (..., d_in), holding what is not zero."""
         rows = self.check_input(x).reshape(-1, self.d_in)
-        flat = None if gradient is None else gradient.reshape(-1, self.d_in)
-        z = self.code_of(self.normalise_rows(rows)[0], gradient=flat)
+        scaling = RowScaling.of(rows, self.row_norm)
+        flat = None if gradient is None else scaling.gradient(gradient.reshape(-1, self.d_in))
+        z = self.code_of(scaling.apply(rows), gradient=flat)
         return z if isinstance(z, Code) else Code.of(z)
 
     def decode(self, z: Tensor | Code) -> Tensor:
@@ -111,8 +117,16 @@ class SparseAutoencoder(nn.Module):
             return decode(z.starts, z.columns, z.values, self.decoder_rows(), self.b_dec)
         return z @ self.decoder_rows() + self.b_dec
 
-    def pre_activations(self, inner: Tensor) -> Tensor:
-        """Returns u (rows, d_sae) of normalised rows."""
+    def pre_activations(self, inner: Tensor, precision: str = "float32") -> Tensor:
+        """Returns u (rows, d_sae) of normalised rows.
+
+        Args:
+            inner: (rows, d_in), normalised.
+            precision: "bfloat16" rounds the factors of the product.
+        """
+        if precision == "bfloat16":
+            product = self.centred(inner).bfloat16() @ self.encoder().bfloat16()
+            return product.to(inner.dtype) + self.b_enc
         return torch.addmm(self.b_enc.to(inner.dtype), self.centred(inner), self.encoder())
 
     def code_of(
@@ -159,7 +173,12 @@ class SparseAutoencoder(nn.Module):
 
     def centred(self, inner: Tensor) -> Tensor:
         """Returns the normalised rows as the encoder's matrix reads them."""
-        return inner - self.b_dec if self.subtract_bias and self.d_in == self.d_out else inner
+        return inner - self.b_dec if self.subtracts_bias else inner
+
+    @property
+    def subtracts_bias(self) -> bool:
+        """Whether the encoder reads x - b_dec: it was asked for, and the widths are the same."""
+        return self.subtract_bias and self.d_in == self.d_out
 
     def check_input(self, x: Tensor) -> Tensor:
         """Returns x, or raises if it cannot be encoded.
@@ -185,15 +204,10 @@ class SparseAutoencoder(nn.Module):
             )
         return x.to(self.W_dec.dtype)
 
-    def normalise_rows(self, rows: Tensor) -> tuple[Tensor, Any]:
+    def normalise_rows(self, rows: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """Returns the rows normalised, and the function that undoes it on a reconstruction."""
-        if self.row_norm == "none":
-            return rows, lambda out: out
-        if self.row_norm == "unit":
-            norm = rows.norm(dim=1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
-            return rows / norm, lambda out: out * norm
-        mean, deviation = rows.mean(1, keepdim=True), rows.std(1, keepdim=True)
-        return (rows - mean) / (deviation + LAYER_NORM_EPS), lambda out: out * deviation + mean
+        scaling = RowScaling.of(rows, self.row_norm)
+        return scaling.apply(rows), scaling.undo
 
     def _selected(self, inner: Tensor, gradient: Tensor | None, u: Tensor | None) -> Code:
         """Returns the code that a selection makes; gradients pass through what is selected."""
@@ -239,6 +253,10 @@ class SparseAutoencoder(nn.Module):
         for name, tensor in state.items():
             self.register_buffer(f"own_{name}", tensor)
         self._parameter_names, self._state_names = tuple(parameters), tuple(state)
+
+
+def _mark_trained(module: nn.Module, incompatible: Any) -> None:
+    cast(SparseAutoencoder, module).trained = True
 
 
 def _check(**sizes: int) -> None:

@@ -1,0 +1,35 @@
+"""A batch of rows of a store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ActivationBatch:
+    """Rows of a store, in float32.
+
+    Args:
+        x: (rows, d_in), what the model had at the hook.
+        gradient: (rows, d_in), of the model's loss with respect to x, if the store has it.
+        target: (rows, d_out), what a transcoder shall reconstruct, if the store has it.
+        index: int64 (rows,), the numbers of the rows in the store.
+    """
+
+    x: Tensor
+    gradient: Tensor | None
+    target: Tensor | None
+    index: Tensor
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def to(self, device: torch.device | str) -> ActivationBatch:
+        """Returns the batch with its tensors on a device."""
+        move = lambda tensor: None if tensor is None else tensor.to(device)  # noqa: E731
+        return ActivationBatch(
+            self.x.to(device), move(self.gradient), move(self.target), self.index.to(device)
+        )

@@ -1,0 +1,105 @@
+"""What a harvest is asked for, checked; and what must be equal for it to go on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsecraft.core.errors import InvalidValue
+from sparsecraft.model.digests import digest
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+Loss = Callable[[Any, Mapping[str, Any]], Tensor]
+Progress = Callable[[str, int, int], None]
+_VALUES = 64  # of each weight, in the digest of a model
+
+
+@dataclass(frozen=True, kw_only=True)
+class HarvestSettings:
+    """The options of `ActivationStore`, which explains them."""
+
+    texts: Iterable[str] | str | Path | None = None
+    tokens: Tensor | None = None
+    batches: Iterable[Any] | None = None
+    tokenizer: Any = None
+    context: int = 128
+    skip_special: bool | Collection[int] = True
+    skip_first: int = 0
+    prepend_bos: bool | None = None
+    gradients: bool = False
+    loss: Loss | None = None
+    rows: int | None = None
+    dtype: torch.dtype = torch.float32
+    batch_size: int = 32
+    skip_non_finite: bool = False
+    shard_bytes: int = 2**28
+    progress: Progress | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("context", "batch_size", "shard_bytes", "rows"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise InvalidValue(
+                    f"{name}={value!r} is not allowed: give a whole number of at least 1"
+                )
+        if not 0 <= self.skip_first < self.context:
+            raise InvalidValue(
+                f"skip_first={self.skip_first} is not allowed: give 0 to {self.context - 1}, less "
+                "than context"
+            )
+        if self.dtype not in DTYPES.values():
+            raise InvalidValue(f"dtype={self.dtype} is not allowed: give one of {', '.join(DTYPES)}")
+        given = [n for n in ("texts", "tokens", "batches") if getattr(self, n) is not None]
+        if len(given) != 1:
+            raise InvalidValue(
+                f"{' and '.join(given) or 'nothing'} was given for the model to read: give texts, "
+                "tokens or batches"
+            )
+
+    def plain(self, special: Collection[int]) -> dict[str, Any]:
+        """Returns what changes the rows, as plain values."""
+        return {
+            "context": self.context,
+            "special_ids": sorted(special),
+            "skip_first": self.skip_first,
+            "prepend_bos": self.prepend_bos,
+            "gradients": self.gradients,
+            "loss": _name(self.loss) if self.gradients else None,
+            "rows": self.rows,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "batch_size": self.batch_size,
+            "skip_non_finite": self.skip_non_finite,
+            "shard_bytes": self.shard_bytes,
+        }
+
+
+def model_facts(model: nn.Module) -> dict[str, str]:
+    """Returns the model's name, class and digest; the latter sees some values of every weight."""
+    config = getattr(model, "config", None)
+    return {
+        "model": str(getattr(config, "name_or_path", "") or getattr(config, "_name_or_path", "")),
+        "model_class": type(model).__name__,
+        "model_digest": digest(
+            (f"{name} {tuple(value.shape)}", _some(value))
+            for name, value in model.state_dict().items()
+            if isinstance(value, Tensor)
+        ),
+    }
+
+
+def _some(value: Tensor) -> Tensor:
+    flat = value.detach().reshape(-1)
+    if len(flat) > _VALUES:
+        flat = flat[torch.linspace(0, len(flat) - 1, _VALUES, device=flat.device).long()]
+    return flat
+
+
+def _name(loss: Loss | None) -> str:
+    if loss is None:
+        return "next token, summed"
+    return f"{getattr(loss, '__module__', '')}.{getattr(loss, '__qualname__', type(loss).__name__)}"

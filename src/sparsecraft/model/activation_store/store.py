@@ -1,0 +1,339 @@
+"""A store of activations: harvested from a model, opened from disk, or made of tensors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsecraft.core import seeds
+from sparsecraft.core.errors import InvalidValue
+from sparsecraft.model.activation_store.batch import ActivationBatch
+from sparsecraft.model.activation_store.contents import (
+    Contents,
+    HarvestReport,
+    contents_of_tensors,
+)
+from sparsecraft.model.activation_store.reader import Reader
+from sparsecraft.model.activation_store.table import check_index
+from sparsecraft.model.digests import digest
+
+Progress = Callable[[str, int, int], None]
+ROWS_FOR_SCALE = 65536
+
+
+class ActivationStore:
+    """Activations of one place in a model, row by row, that may be larger than memory.
+
+    Constructing it runs the model over the text, with no more of the model than the place needs.
+    With a `path`, what is done stays done: the same call goes on where an earlier one stopped, and
+    returns at once what is complete (the text is read once more, to see that it is the same).
+
+    Args:
+        model: A Hugging Face model or any module; it is left as it was.
+        at: A hook point, see `sparsecraft.model.hook_points`.
+        texts: A list of texts, any iterable of them, or the path of a text file.
+        tokens: In place of texts: int64 (contexts, tokens) token ids.
+        batches: In place of texts: what the model is called with, mappings or tensors; a list,
+            where a stopped harvest shall be able to go on.
+        tokenizer: By default the one of the model's `name_or_path`.
+        context: Tokens that the model reads in a row.
+        skip_special: Whether special tokens are left out; or the ids of those to leave out.
+            Padding always is.
+        skip_first: Positions left out at the start of each context.
+        prepend_bos: Whether a context begins with the tokenizer's BOS; None: as it does itself.
+        gradients: Whether the gradient of the model's loss is kept with each activation.
+        loss: From the model's output and its batch to a scalar, summed over tokens; by default
+            the cross-entropy of the next token, for causal language models.
+        to: A second hook point, whose activations a transcoder shall reconstruct.
+        rows: At most so many; by default all that the text gives.
+        path: A folder for the files; by default the rows are held in memory.
+        dtype: In which they are kept: float32, bfloat16 or float16.
+        batch_size: Contexts in a forward pass.
+        skip_non_finite: Whether rows with NaN or infinite values are left out and counted; by
+            default they are an error.
+        shard_bytes: Files are divided so that the parts of a shard together take no more.
+        progress: Told (stage, done, total) rows; total 0 where it is not known.
+
+    Raises:
+        UnknownName: If there is no such hook point; the message has the closest names.
+        InvalidValue: If the text does not fill a context, or settings contradict each other.
+        NonFinite: For NaN or infinite activations or gradients, saying which texts.
+        StoreError: If the path holds other activations, or the disk is too small.
+
+    Example:
+        >>> store = ActivationStore.from_tensor(torch.randn(100, 8))
+        >>> train, held_out = store.split(held_out=0.1, seed=0)
+        >>> next(train.reader(batch=32, seed=0)).x.shape
+        torch.Size([32, 8])
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        at: str,
+        texts: Iterable[str] | str | Path | None = None,
+        tokens: Tensor | None = None,
+        batches: Iterable[Any] | None = None,
+        tokenizer: Any = None,
+        context: int = 128,
+        skip_special: bool | Collection[int] = True,
+        skip_first: int = 0,
+        prepend_bos: bool | None = None,
+        gradients: bool = False,
+        loss: Callable[[Any, Mapping[str, Any]], Tensor] | None = None,
+        to: str | None = None,
+        rows: int | None = None,
+        path: str | Path | None = None,
+        dtype: torch.dtype = torch.float32,
+        batch_size: int = 32,
+        skip_non_finite: bool = False,
+        shard_bytes: int = 2**28,
+        progress: Progress | None = None,
+    ) -> None:
+        options = {k: v for k, v in locals().items() if k not in ("self", "model", "at", "to")}
+        from sparsecraft.model.activation_store.harvest import harvest
+
+        (contents,) = harvest(model, [at], to=to, **options).values()
+        self._fill(contents)
+
+    @classmethod
+    def harvest_many(
+        cls, model: nn.Module, *, at: Sequence[str], path: str | Path | None = None, **options: Any
+    ) -> dict[str, ActivationStore]:
+        """Returns the stores of several hook points, made in one pass over the text.
+
+        Args:
+            model: As for a single one, and so the options.
+            at: Hook points.
+            path: A folder that gets one folder for each of them.
+            options: As of `ActivationStore`.
+        """
+        from sparsecraft.model.activation_store.harvest import harvest
+
+        made = harvest(model, list(at), path=path, one_folder_each=True, **options)
+        return {name: cls._of(contents) for name, contents in made.items()}
+
+    @classmethod
+    def from_tensor(
+        cls, x: Tensor, gradient: Tensor | None = None, target: Tensor | None = None
+    ) -> ActivationStore:
+        """Returns a store of tensors in memory, which are not copied.
+
+        Args:
+            x: (..., d_in).
+            gradient: Of the model's loss, like x.
+            target: (..., d_out), for a transcoder.
+
+        Raises:
+            InvalidValue: If shapes do not fit or a type is no floating one.
+            NonFinite: For NaN or infinite values.
+        """
+        return cls._of(contents_of_tensors(x, gradient, target))
+
+    @classmethod
+    def open(cls, path: str | Path) -> ActivationStore:
+        """Returns a store that was harvested into this folder.
+
+        Raises:
+            StoreError: If there is none, it is not complete, or a file is missing or cut short.
+        """
+        from sparsecraft.model.activation_store.shards import open_contents
+
+        return cls._of(open_contents(Path(path)))
+
+    def __len__(self) -> int:
+        return len(self._table) if self._contexts is None else int(self._starts[-1])
+
+    def __repr__(self) -> str:
+        where = f" at {self.at}" if self.at else ""
+        return f"ActivationStore({len(self):,} rows of {self.d_in}{where})"
+
+    @property
+    def d_in(self) -> int:
+        """Entries of an activation."""
+        return self._table.width("x")
+
+    @property
+    def d_out(self) -> int:
+        """Entries of what is to be reconstructed: the target, else the activation itself."""
+        return self._table.width("target") or self.d_in
+
+    @property
+    def at(self) -> str | None:
+        """The hook point as it was named, or None for tensors."""
+        return self._contents.at
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """Where the activations come from; what an autoencoder keeps as its `info`."""
+        return dict(self._contents.info)
+
+    @property
+    def report(self) -> HarvestReport | None:
+        """How the harvest of the whole store went, or None for tensors."""
+        return self._contents.report
+
+    @property
+    def path(self) -> Path | None:
+        """The folder of the files, or None in memory."""
+        return self._contents.path
+
+    @property
+    def has_gradient(self) -> bool:
+        """Whether each activation comes with the gradient of the model's loss."""
+        return self._table.width("gradient") > 0
+
+    @property
+    def tokens(self) -> Tensor | None:
+        """int32 (contexts, context) token ids, -1 behind short contexts; None without a text."""
+        found = self._table.tokens()
+        return found if found is None or self._contexts is None else found[self._contexts]
+
+    @property
+    def contexts(self) -> int:
+        """How many contexts there are; rows of a tensor count as one each."""
+        return len(self._starts) - 1
+
+    def place(self, index: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Returns where rows stand: int64 context numbers and positions, both (n,).
+
+        None for a store of tensors.
+
+        Args:
+            index: (n,) row numbers.
+        """
+        if self.at is None:
+            return None
+        index = check_index(index, len(self))
+        contexts = torch.searchsorted(self._starts, index, right=True) - 1
+        return contexts, self._table.gather("positions", self._in_table(index)).long()
+
+    def rows(self, index: Tensor) -> ActivationBatch:
+        """Returns the rows with these numbers, in this order.
+
+        Args:
+            index: (n,) whole numbers below the length.
+
+        Raises:
+            InvalidValue: If a number is not below the length.
+        """
+        index = check_index(index, len(self))
+        base = self._in_table(index)
+        gradient, target = (
+            self._table.gather(part, base).float() if self._table.width(part) else None
+            for part in ("gradient", "target")
+        )
+        return ActivationBatch(self._table.gather("x", base).float(), gradient, target, index)
+
+    def batches(self, size: int = 8192) -> Iterator[ActivationBatch]:
+        """Yields all rows once, in their order, `size` at a time."""
+        for first in range(0, len(self), size):
+            yield self.rows(torch.arange(first, min(first + size, len(self))))
+
+    def sample(self, count: int, seed: int = 0) -> ActivationBatch:
+        """Returns different rows chosen at random, sorted by number.
+
+        Raises:
+            InvalidValue: If there are fewer rows.
+        """
+        if not 1 <= count <= len(self):
+            raise InvalidValue(f"count={count} is not allowed: the store has {len(self)} rows")
+        from sparsecraft.model.activation_store.shuffle import Permutation
+
+        return self.rows(Permutation(len(self), seed, "sample").of(torch.arange(count)).sort()[0])
+
+    def split(self, held_out: float = 0.1, seed: int = 0) -> tuple[ActivationStore, ActivationStore]:
+        """Returns two stores over the same rows: what is left, and whole contexts held out.
+
+        Args:
+            held_out: Share of the contexts, more than 0 and less than 1.
+            seed: Of the choice.
+
+        Raises:
+            InvalidValue: If one of the two would be empty.
+        """
+        if not 0 < held_out < 1 or self.contexts < 2:
+            raise InvalidValue(
+                f"held_out={held_out} of {self.contexts} contexts is not allowed: give a share "
+                "between 0 and 1, and at least two contexts"
+            )
+        out = min(max(1, round(held_out * self.contexts)), self.contexts - 1)
+        shuffled = torch.randperm(self.contexts, generator=seeds.generator(seed, "held out"))
+        here = torch.arange(self.contexts) if self._contexts is None else self._contexts
+        parts = (shuffled[out:].sort().values, shuffled[:out].sort().values)
+        first, second = (self._of(self._contents, here[part]) for part in parts)
+        if not len(first) or not len(second):
+            raise InvalidValue(
+                f"held_out={held_out} leaves a part without rows: some contexts have none; give "
+                "another share or more text"
+            )
+        return first, second
+
+    def reader(self, batch: int, seed: int = 0, rank: int = 0, world: int = 1) -> Reader:
+        """Returns an endless iterator of random batches; see `Reader`.
+
+        Args:
+            batch: Rows of this rank's batch.
+            seed: Of the order, the same on every rank.
+            rank: Which of the processes this is.
+            world: How many read together.
+        """
+        return Reader(self, batch, seed, rank, world)
+
+    def scale(self) -> float:
+        """Returns the number that makes the mean norm of activations sqrt(d_in).
+
+        The mean is over all rows, or over 65,536 of them, always the same ones.
+
+        Raises:
+            InvalidValue: If all of them are zero.
+        """
+        x = self.sample(min(len(self), ROWS_FOR_SCALE)).x
+        mean = float(x.norm(dim=1).double().mean())
+        if mean == 0:
+            raise InvalidValue(f"all {len(x)} activations looked at are zero: nothing to scale")
+        return math.sqrt(self.d_in) / mean
+
+    @property
+    def digest(self) -> str:
+        """A hash that tells stores apart: of model, place, settings, text, and the part taken."""
+        whole = self._contents.digest
+        return whole if self._contexts is None else digest([(whole, self._contexts)])
+
+    def verify(self) -> None:
+        """Reads all files and compares them with the digests written with them.
+
+        Raises:
+            StoreError: Naming the first file that differs.
+        """
+        if self.path is not None:
+            from sparsecraft.model.activation_store.shards import verify
+
+            verify(self.path)
+
+    @classmethod
+    def _of(cls, contents: Contents, contexts: Tensor | None = None) -> ActivationStore:
+        made = cls.__new__(cls)
+        made._fill(contents, contexts)
+        return made
+
+    def _fill(self, contents: Contents, contexts: Tensor | None = None) -> None:
+        self._contents, self._table, self._contexts = contents, contents.table, contexts
+        starts = self._table.context_starts
+        if contexts is not None:
+            counts = starts.diff()[contexts]
+            starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        self._starts = starts
+
+    def _in_table(self, index: Tensor) -> Tensor:
+        if self._contexts is None:
+            return index
+        context = torch.searchsorted(self._starts, index, right=True) - 1
+        first = self._table.context_starts[self._contexts[context]]
+        return first + index - self._starts[context]

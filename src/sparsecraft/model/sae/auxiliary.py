@@ -1,0 +1,147 @@
+"""Losses that bring dead latents back, added to the reconstruction's.
+
+AuxK (Gao et al., 2024) lets the dead latents reconstruct what the living ones leave over. Published
+implementations differ in what the loss is divided by, and in whether the residual is held constant
+and negative values are cut off; these are options here. The residual has no bias left in it, so
+none is added when it is decoded.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from sparsecraft.core.code import Code
+from sparsecraft.core.errors import InvalidValue, UnknownName
+from sparsecraft.kernels.codes import decode, select_rows
+
+if TYPE_CHECKING:
+    from sparsecraft.model.sae.autoencoder import SparseAutoencoder
+
+Normalise = Literal["residual", "total", "none"]
+NORMALISE: tuple[Normalise, ...] = get_args(Normalise)
+
+
+@dataclass(frozen=True)
+class AuxiliaryStep:
+    """A training batch as an auxiliary loss sees it, in the units of the loss.
+
+    Args:
+        sae: The autoencoder in training.
+        inner: (rows, d_in), what was encoded.
+        target: (rows, d_out).
+        reconstruction: (rows, d_out), with its graph.
+        u: (rows, d_sae) pre-activations, without a graph.
+        z: The code.
+        dead: bool (d_sae,).
+    """
+
+    sae: SparseAutoencoder
+    inner: Tensor
+    target: Tensor
+    reconstruction: Tensor
+    u: Tensor
+    z: Tensor | Code
+    dead: Tensor
+
+    def pre_activations(self, latents: Tensor) -> Tensor:
+        """Returns the pre-activations (rows, n) of some latents (n,), with their graph."""
+        sae = self.sae
+        weight = sae.W_dec[latents].T if sae.W_enc is None else sae.W_enc.T[latents].T
+        return torch.addmm(sae.b_enc[latents], sae.centred(self.inner), weight)
+
+    def directions(self, latents: Tensor) -> Tensor:
+        """Returns the rows (n, d_out) of the decoder of some latents, with their graph."""
+        rows = self.sae.W_dec[latents]
+        return rows if self.sae.scale is None else rows * self.sae.scale[latents, None]
+
+
+class Auxiliary(ABC):
+    """A loss beside the reconstruction's, for latents that are used too little."""
+
+    @abstractmethod
+    def loss(self, step: AuxiliaryStep) -> Tensor | None:
+        """Returns the weighted loss, a scalar, or None where there is nothing to add."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuxK(Auxiliary):
+    """The k strongest dead latents of each row reconstruct its residual.
+
+    Args:
+        coefficient: Weight of the loss.
+        k: Dead latents of a row; None: the power of two nearest to d_out / 2.
+        normalise: What the squared error is divided by: the variance of the "residual", of the
+            target ("total"), or nothing ("none").
+        detach_residual: Whether the residual is held constant.
+        rectify: Whether only positive pre-activations are decoded. Signed activations rank
+            magnitudes instead, and decode both signs.
+
+    Reference:
+        Gao et al., 2024, arXiv 2406.04093, appendix A.2.
+    """
+
+    coefficient: float = 1 / 32
+    k: int | None = None
+    normalise: Normalise = "residual"
+    detach_residual: bool = True
+    rectify: bool = True
+
+    def __post_init__(self) -> None:
+        if self.normalise not in NORMALISE:
+            raise UnknownName("normalise", str(self.normalise), NORMALISE)
+        if not 0 <= self.coefficient < math.inf:
+            raise InvalidValue(
+                f"coefficient={self.coefficient!r} is not allowed: give a number of at least 0"
+            )
+        if self.k is not None and (not isinstance(self.k, int) or self.k < 1):
+            raise InvalidValue(f"k={self.k!r} is not allowed: give a whole number of at least 1")
+
+    def loss(self, step: AuxiliaryStep) -> Tensor | None:
+        """Returns the loss, or None where no latent is dead."""
+        dead = step.dead.nonzero()[:, 0]
+        if not len(dead):
+            return None
+        wanted = self.k or nearest_power_of_two(step.target.shape[1] / 2)
+        keep = min(wanted, len(dead))
+        residual = step.target - step.reconstruction
+        residual = residual.detach() if self.detach_residual else residual
+        estimate = self._estimate(step, dead, keep)
+        error = (estimate - residual).square().sum(1).mean()
+        scale = min(len(dead) / wanted, 1.0)
+        return self.coefficient * scale * error / self._size(step, residual)
+
+    def _estimate(self, step: AuxiliaryStep, dead: Tensor, keep: int) -> Tensor:
+        """Returns what the strongest dead latents make of each row, (rows, d_out)."""
+        u = step.pre_activations(dead)
+        directions = step.directions(dead)
+        if not (step.sae.activation.signed or self.rectify):
+            found = u.topk(keep, dim=1, sorted=False)
+            code = torch.zeros_like(u).scatter(1, found.indices, found.values)
+            return code @ directions
+        with torch.no_grad():
+            starts, columns = select_rows(u.detach(), keep, absolute=step.sae.activation.signed)
+        rows = torch.arange(len(u), device=u.device).repeat_interleave(starts.diff())
+        return decode(starts, columns, u[rows, columns], directions, None)
+
+    def _size(self, step: AuxiliaryStep, residual: Tensor) -> Tensor | float:
+        if self.normalise == "none":
+            return 1.0
+        of = (residual if self.normalise == "residual" else step.target).detach()
+        variance = (of - of.mean(0)).square().sum(1).mean()
+        return variance.clamp_min(torch.finfo(variance.dtype).tiny)
+
+
+def nearest_power_of_two(value: float) -> int:
+    """Returns the power of two nearest to a value of at least 1, on the scale of logarithms.
+
+    Example:
+        >>> nearest_power_of_two(384), nearest_power_of_two(5)
+        (512, 4)
+    """
+    return int(2 ** round(math.log2(max(value, 1.0))))

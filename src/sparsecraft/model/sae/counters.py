@@ -1,0 +1,51 @@
+"""How long each latent has been silent, counted in tokens and over all ranks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparsecraft.core.code import Code
+from sparsecraft.model.ranks import sum_over_ranks_, world_size
+
+
+class FiringCounter:
+    """Tokens since each latent last fired; a signed latent fires where it is not zero.
+
+    Args:
+        latents: How many.
+        device: Where they are counted.
+    """
+
+    def __init__(self, latents: int, device: torch.device | str = "cpu") -> None:
+        self.silent = torch.zeros(latents, dtype=torch.int64, device=device)
+        """int64 (latents,): tokens that all ranks read since a latent fired."""
+        self.fired = torch.zeros(latents, dtype=torch.int64, device=device)
+        """int64 (latents,): tokens at which a latent fired, ever."""
+
+    def add(self, z: Tensor | Code) -> None:
+        """Counts a batch, of which every rank has one of the same size."""
+        counts = z.fired() if isinstance(z, Code) else (z.detach() != 0).sum(0)
+        sum_over_ranks_(counts)
+        self.fired += counts
+        self.silent += len(z) * world_size()
+        self.silent[counts > 0] = 0
+
+    def dead(self, after: int) -> Tensor:
+        """Returns bool (latents,): silent for at least `after` tokens."""
+        return self.silent >= after
+
+    def reset(self, latents: Tensor) -> None:
+        """Takes latents (indices) as just fired."""
+        self.silent[latents] = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the counts."""
+        return {"silent": self.silent.clone(), "fired": self.fired.clone()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes up counts."""
+        self.silent.copy_(state["silent"])
+        self.fired.copy_(state["fired"])

@@ -1,0 +1,164 @@
+"""An autoencoder as scikit-learn users know estimators: fit, transform, inverse_transform, score."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparsecraft.core.fidelity import ReconstructionSums
+
+if TYPE_CHECKING:
+    from sparsecraft.model.activation_store import ActivationStore
+    from sparsecraft.model.sae.autoencoder import SparseAutoencoder
+    from sparsecraft.model.sae.training_settings import SAETraining
+
+Rows = TypeVar("Rows", Tensor, np.ndarray[Any, Any])
+ROWS_AT_ONCE = 4096
+
+
+class Estimator:
+    """The part of `SparseAutoencoder` that trains it, and applies it to whole sets of rows."""
+
+    def fit(
+        self,
+        data: ActivationStore | Tensor | np.ndarray[Any, Any],
+        training: SAETraining | None = None,
+        *,
+        directory: str | Path | None = None,
+        progress: Callable[[str, int, int], None] | None = None,
+    ) -> Self:
+        """Returns itself, trained; `report` then says how it went.
+
+        Args:
+            data: A store, or activations (rows, d_in).
+            training: Settings; by default `SAETraining()`.
+            directory: Where checkpoints are kept. The same call goes on exactly where a stopped
+                one was. The autoencoder as of the last checkpoint stands in `sae` beside it.
+            progress: Told (stage, steps done, steps).
+
+        Raises:
+            InvalidValue: If the data do not fit the autoencoder or the settings.
+            MissingStatistic: If the activation needs gradients that the store lacks.
+            NonFinite: For NaN or infinite activations, or a training that diverges.
+            CheckpointError: If the directory has a training with other settings.
+
+        Example:
+            >>> from sparsecraft.methods.codes.topk import TopK
+            >>> from sparsecraft.model.sae import SAETraining, SparseAutoencoder
+            >>> sae = SparseAutoencoder(8, 16, TopK(k=2))
+            >>> x = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+            >>> sae.fit(x, SAETraining(steps=2, batch=32)).transform(x).shape
+            torch.Size([64, 16])
+        """
+        from sparsecraft.model.sae.fitting import train_together
+        from sparsecraft.model.sae.training_settings import SAETraining
+
+        sae = cast("SparseAutoencoder", self)
+        train_together([sae], data, training or SAETraining(), directory, progress)
+        return self
+
+    @torch.no_grad()
+    def transform(self, x: Rows) -> Rows:
+        """Returns the codes (..., d_sae) of rows that do not know of each other.
+
+        Args:
+            x: (..., d_in), a tensor or a NumPy array, of which the result is one too.
+        """
+        sae = cast("SparseAutoencoder", self)
+        return self._by_part(x, sae.encode, sae.d_sae)
+
+    @torch.no_grad()
+    def inverse_transform(self, z: Rows) -> Rows:
+        """Returns what codes (..., d_sae) reconstruct, (..., d_out).
+
+        Raises:
+            InvalidValue: If rows are normalised, for a code does not hold their sizes, or if the
+                decoder reads the input too (skip).
+        """
+        from sparsecraft.core.errors import InvalidValue
+
+        sae = cast("SparseAutoencoder", self)
+        if sae.row_norm != "none" or sae.W_skip is not None:
+            what = "row_norm" if sae.row_norm != "none" else "skip"
+            raise InvalidValue(
+                f"with {what} a reconstruction needs the row itself, not only its code: call the "
+                "autoencoder on the rows"
+            )
+        return self._by_part(z, sae.decode, sae.d_out)
+
+    def fit_transform(
+        self, data: Rows, training: SAETraining | None = None, **options: Any
+    ) -> Rows:
+        """Returns the codes of the rows that the autoencoder was just trained on."""
+        return self.fit(data, training, **options).transform(data)
+
+    @torch.no_grad()
+    def score(self, x: Tensor | np.ndarray[Any, Any]) -> float:
+        """Returns the explained variance 1 - FVU of rows (..., d_in); the mean scores 0."""
+        sae = cast("SparseAutoencoder", self)
+        sums = ReconstructionSums()
+        rows = torch.as_tensor(x)
+        with evaluating(sae):
+            for part in sae.check_input(rows).reshape(-1, sae.d_in).split(ROWS_AT_ONCE):
+                sums.add(part, sae(part))
+        return sums.explained_variance
+
+    def freeze_thresholds(
+        self,
+        data: ActivationStore | Tensor | np.ndarray[Any, Any],
+        rows: int = 100_000,
+        batch: int = ROWS_AT_ONCE,
+        seed: int = 0,
+    ) -> Self:
+        """Returns itself, with thresholds for rows that come alone, from selections over batches.
+
+        A threshold is the mean over batches of the smallest magnitude selected.
+
+        Args:
+            data: A store, or raw activations (rows, d_in).
+            rows: At most so many are looked at.
+            batch: Rows of a selection.
+            seed: Of the rows taken.
+
+        Raises:
+            InvalidValue: If the activation has no such thresholds.
+        """
+        from sparsecraft.model.sae.fitting import as_store
+        from sparsecraft.model.sae.thresholds import freeze_thresholds
+
+        freeze_thresholds(cast("SparseAutoencoder", self), as_store(data), rows, batch, seed)
+        return self
+
+    def _by_part(self, x: Rows, function: Callable[[Tensor], Tensor], width: int) -> Rows:
+        """Returns the function of rows, some thousand at a time, in the type of x."""
+        sae = cast("SparseAutoencoder", self)
+        rows = torch.as_tensor(x)
+        flat = rows.reshape(-1, rows.shape[-1]) if rows.dim() else rows
+        device = sae.W_dec.device
+        with evaluating(sae):
+            parts = [function(part.to(device)) for part in flat.split(ROWS_AT_ONCE)]
+        out = torch.cat(parts).reshape(*rows.shape[:-1], width)
+        return cast(Rows, out.cpu().numpy() if isinstance(x, np.ndarray) else out)
+
+
+class evaluating:  # noqa: N801 - reads as a verb where it is used
+    """A context in which a module is in evaluation mode."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self.module, self.mode = module, module.training
+
+    def __enter__(self) -> None:
+        self.module.eval()
+
+    def __exit__(self, *error: object) -> None:
+        self.module.train(self.mode)
+
+
+def parts_of(rows: int, size: int = ROWS_AT_ONCE) -> Iterator[Tensor]:
+    """Yields row numbers (at most `size`,) from 0 to before `rows`."""
+    yield from torch.arange(rows).split(size)
