@@ -14,10 +14,12 @@ _PUBLIC = {
     "pack": "sparsecraft.model.runtime",
     "Sparsifier": "sparsecraft.model.sparsifier",
     "SparsifierCallback": "sparsecraft.model.trainer_callback",
+    "ActivationStore": "sparsecraft.model.activation_store",
     "SparseAutoencoder": "sparsecraft.model.sae",
     "load": "sparsecraft.model.checkpoints",
     "compact": "sparsecraft.model.compaction",
     "compare": "sparsecraft.lab.compare",
+    "evaluate": "sparsecraft.domains.interpretability",
     "reproduce": "sparsecraft.lab.claims",
     "methods": "sparsecraft.core.catalog",
     "Mask": "sparsecraft.core.mask",
@@ -25,6 +27,7 @@ _PUBLIC = {
 }
 
 __all__ = [
+    "ActivationStore",
     "Mask",
     "SparseAutoencoder",
     "Sparsifier",
@@ -32,6 +35,7 @@ __all__ = [
     "SparsityError",
     "compact",
     "compare",
+    "evaluate",
     "gate",
     "load",
     "methods",
@@ -44,6 +48,7 @@ if TYPE_CHECKING:
     from sparsecraft.core import catalog as methods
     from sparsecraft.core.errors import SparsityError
     from sparsecraft.core.mask import Mask
+    from sparsecraft.model.activation_store import ActivationStore
     from sparsecraft.model.sae import SparseAutoencoder
     from sparsecraft.model.sparsifier import Sparsifier
     from sparsecraft.model.trainer_callback import SparsifierCallback

@@ -48,7 +48,9 @@ def test_largest_remainder_by_hand():
     # Equal remainders: the first.
     assert largest_remainder(torch.ones(3), 4, highest=9).tolist() == [2, 1, 1]
     # A tail below one is lifted to one, and the rest share what is left in proportion.
-    assert largest_remainder(torch.tensor([100.0, 50.0, 1.0, 1.0]), 8, lowest=1, highest=9).tolist() == [
+    assert largest_remainder(
+        torch.tensor([100.0, 50.0, 1.0, 1.0]), 8, lowest=1, highest=9
+    ).tolist() == [
         4,
         2,
         1,
@@ -79,7 +81,9 @@ def test_the_fit_finds_the_law(exponent, offset):
     with_dead = torch.cat([torch.zeros(30).double(), shuffled])
     found = ZipfBudget.fit(with_dead)
     assert found.exponent == pytest.approx(exponent, abs=0.01)
-    assert torch.allclose(found.weights(400) / found.weights(400)[0], density / density[0], rtol=0.01)
+    assert torch.allclose(
+        found.weights(400) / found.weights(400)[0], density / density[0], rtol=0.01
+    )
 
 
 def test_the_fit_is_least_squares_in_logs():

@@ -1,4 +1,4 @@
-"""Group Bias Adaptation against our own float64 NumPy reference (the official code was not read)."""
+"""Group Bias Adaptation against our own float64 NumPy reference; official code was not read."""
 
 from pathlib import Path
 

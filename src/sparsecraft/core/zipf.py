@@ -17,10 +17,10 @@ from torch import Tensor
 
 from sparsecraft.core.errors import BudgetError, InvalidValue
 
-_FEWEST = 3
+FEWEST_RANKS = 3
 """Ranks that determine exponent, offset and scale."""
-_TRIED = 64
-_REFINED = 48
+# Offsets on a coarse grid, then on a finer one around the best, again and again.
+_TRIED, _REFINED, _ROUNDS = 24, 9, 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,18 +61,20 @@ class ZipfBudget:
             InvalidValue: If fewer than three features fire.
         """
         live = density.double()[density > 0].sort(descending=True).values.cpu()
-        if len(live) < _FEWEST:
+        if len(live) < FEWEST_RANKS:
             raise InvalidValue(
                 f"{len(live)} of {len(density)} features fire, and a law of ranks needs at least "
-                f"{_FEWEST}: give densities after more training, or a uniform budget"
+                f"{FEWEST_RANKS}: give densities after more training, or a uniform budget"
             )
         logs = live.log()
-        tried = [0.0, *torch.logspace(-2, math.log10(10 * len(live)), _TRIED).tolist()]
-        errors = [_line(logs, offset)[1] for offset in tried]
-        best = min(range(len(tried)), key=errors.__getitem__)
-        low, high = tried[max(best - 1, 0)], tried[min(best + 1, len(tried) - 1)]
-        offset = min(_refined(logs, low, high), tried[best], key=lambda b: _line(logs, b)[1])
-        return cls(exponent=max(_line(logs, offset)[0], 0.0), offset=offset)
+        tried = torch.cat([torch.zeros(1), torch.logspace(-2, math.log10(10 * len(live)), _TRIED)])
+        for _ in range(_ROUNDS):
+            exponents, errors = _lines(logs, tried)
+            best = int(errors.argmin())
+            offset, exponent = float(tried[best]), float(exponents[best])
+            low, high = tried[max(best - 1, 0)], tried[min(best + 1, len(tried) - 1)]
+            tried = torch.linspace(float(low), float(high), _REFINED)
+        return cls(exponent=max(exponent, 0.0), offset=offset)
 
     def weights(self, features: int) -> Tensor:
         """Returns float64 (features,), (r + offset)^-exponent for ranks r from 1."""
@@ -182,21 +184,10 @@ def under_use(density: Tensor, expected: Tensor) -> Tensor:
     return (1 - density / expected).clamp(0, 1)
 
 
-def _line(logs: Tensor, offset: float) -> tuple[float, float]:
-    """Returns the exponent and the squared error of the best line through log ranks and logs."""
-    x = torch.log(torch.arange(1, len(logs) + 1, dtype=torch.float64) + offset)
-    x, y = x - x.mean(), logs - logs.mean()
-    slope = float((x * y).sum() / x.square().sum())
-    return -slope, float((y - slope * x).square().sum())
-
-
-def _refined(logs: Tensor, low: float, high: float) -> float:
-    """Returns the offset of least error between two, by golden sections."""
-    golden = (math.sqrt(5) - 1) / 2
-    for _ in range(_REFINED):
-        left, right = high - golden * (high - low), low + golden * (high - low)
-        if _line(logs, left)[1] <= _line(logs, right)[1]:
-            high = right
-        else:
-            low = left
-    return (low + high) / 2
+def _lines(logs: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the exponent and the squared error of the best line, for each offset (offsets,)."""
+    ranks = torch.arange(1, len(logs) + 1, dtype=torch.float64)
+    x = torch.log(ranks + offsets.double()[:, None])
+    x, y = x - x.mean(1, keepdim=True), logs - logs.mean()
+    slopes = (x @ y) / x.square().sum(1)
+    return -slopes, (y - slopes[:, None] * x).square().sum(1)

@@ -16,10 +16,23 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
     Where no directory can be written, it is compiled anew in each process.
     """
+    return _compiled(function)
+
+
+def compiled_sums(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compiles like `compiled` a loop whose sums may be taken in another order.
+
+    Sums then run in several lanes, and a product and a sum are rounded once. The order is the
+    machine code's, so the same machine gives the same bits again.
+    """
+    return _compiled(function, fastmath={"reassoc", "contract", "nsz"}, error_model="numpy")
+
+
+def _compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     try:
-        return numba.njit(nogil=True, cache=True)(function)
+        return numba.njit(nogil=True, cache=True, **options)(function)
     except RuntimeError:
-        return numba.njit(nogil=True)(function)
+        return numba.njit(nogil=True, **options)(function)
 
 
 @numba.njit(nogil=True, inline="always")

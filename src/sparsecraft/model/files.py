@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from sparsecraft.core.errors import CheckpointError
 
@@ -20,14 +21,24 @@ def write_atomic(path: Path, data: bytes | str) -> None:
     Raises:
         CheckpointError: If the disk is full or the folder cannot be written.
     """
+    with atomic_file(path) as file:
+        file.write(data.encode() if isinstance(data, str) else data)
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[IO[bytes]]:
+    """Gives a file to write to, which takes the place of `path` when the block ends without error.
+
+    Raises:
+        CheckpointError: If the disk is full or the folder cannot be written.
+    """
     path = Path(path)
-    content = data.encode() if isinstance(data, str) else data
     temporary: str | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         with os.fdopen(handle, "wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         Path(temporary).chmod(0o666 & ~_umask())

@@ -141,6 +141,23 @@ class Elementwise(Activation):
     def apply(self, u: Tensor, own: Own) -> Tensor:
         """Returns the code (rows, d_sae) of pre-activations, differentiable in u and parameters."""
 
+    def iterate(
+        self, u: Tensor, own: Own, encoder: Tensor, decoder: Tensor, steps: int
+    ) -> Tensor:
+        """Returns the code after proximal gradient steps from zero; one step is `apply`.
+
+        Args:
+            u: (rows, d_sae) pre-activations.
+            own: What the activation trains and remembers.
+            encoder: (d_in, d_sae).
+            decoder: (d_sae, d_out); d_out is d_in where there is more than one step.
+            steps: At least 1.
+        """
+        z = self.apply(u, own)
+        for _ in range(steps - 1):
+            z = self.apply(z + u - (z @ decoder) @ encoder, own)
+        return z
+
     def inference_threshold(self, own: Own) -> Tensor | None:
         """Returns (d_sae,) theta if the code is u where u > theta (JumpReLU), else None."""
         return None

@@ -8,19 +8,16 @@ from sparsecraft.core.solvers.conjugate_gradient import conjugate_gradient, debi
 from sparsecraft.core.solvers.duality import lasso_gap
 from sparsecraft.core.solvers.lipschitz import lipschitz
 from sparsecraft.core.solvers.proximal import (
-    Decay,
-    Rate,
     Solution,
-    Stopping,
     fista,
     iht,
     ista,
     objective,
 )
+from sparsecraft.core.solvers.stopping import Decay, Stopping
 
 __all__ = [
     "Decay",
-    "Rate",
     "Solution",
     "Stopping",
     "conjugate_gradient",

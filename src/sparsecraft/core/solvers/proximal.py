@@ -13,10 +13,9 @@ keeps it sound for the others too.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -24,70 +23,10 @@ from torch import Tensor
 from sparsecraft.core.errors import InvalidValue, NonFinite, UnknownName
 from sparsecraft.core.penalties import AbsTopK, Penalty, TopK
 from sparsecraft.core.solvers.lipschitz import lipschitz
+from sparsecraft.core.solvers.stopping import Decay, Stopping
 
-Measure = Literal["row", "batch"]
-MEASURES: tuple[Measure, ...] = get_args(Measure)
 Step = float | Literal["auto"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stopping:
-    """When to stop: ||r_t - r_{t-1}|| / (tolerance + ||r_{t-1}||) < tolerance.
-
-    Args:
-        tolerance: Above 0.
-        max_steps: Steps after which what has not settled is given up, and counted.
-        measure: "row" asks each row for itself, "batch" all rows at once by the spectral norm.
-
-    Reference:
-        Rentzeperis et al., 2023, arXiv 2301.10002, methods, whose code asks the batch, with a
-        tolerance of 1e-2 and at most 5000 steps.
-    """
-
-    tolerance: float = 1e-4
-    max_steps: int = 2000
-    measure: Measure = "row"
-
-    def __post_init__(self) -> None:
-        if not 0 < self.tolerance < math.inf:
-            raise InvalidValue(f"tolerance={self.tolerance!r} is not allowed: give one above 0")
-        if not isinstance(self.max_steps, int) or self.max_steps < 1:
-            raise InvalidValue(
-                f"max_steps={self.max_steps!r} is not allowed: give a whole number of at least 1"
-            )
-        if self.measure not in MEASURES:
-            raise UnknownName("measure", str(self.measure), MEASURES)
-
-    def settled(self, now: Tensor, before: Tensor) -> Tensor:
-        """Returns bool (rows,): whether the change of each row is small."""
-        if self.measure == "row":
-            change, size = (now - before).norm(dim=1), before.norm(dim=1)
-            return change < self.tolerance * (self.tolerance + size)
-        change, size = _spectral(now - before), _spectral(before)
-        return (change < self.tolerance * (self.tolerance + size)).expand(len(now))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Decay:
-    """A rate that falls with time: first / (1 + first / 50 * t).
-
-    Example:
-        >>> Decay(first=0.5)(0), Decay(first=0.5)(100)
-        (0.5, 0.25)
-
-    Reference:
-        Rentzeperis et al., 2023, arXiv 2301.10002; their code uses it for CEL0 with more than 500
-        atoms.
-    """
-
-    first: float
-
-    def __call__(self, time: int) -> float:
-        """Returns the rate at a time, counted from 0."""
-        return self.first / (1 + self.first / 50 * time)
-
-
-Rate = float | Decay
+State = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -146,10 +85,10 @@ def ista(
     """
     problem = _Problem(x, dictionary, penalty, step)
 
-    def advance(codes: Tensor, state: Tensor, time: int) -> tuple[Tensor, Tensor]:
-        return problem.proximal_step(codes, state, time), state
+    def advance(codes: Tensor, state: State, time: int) -> tuple[Tensor, State]:
+        return problem.proximal_step(codes, state[0], time), state
 
-    return problem.solve(advance, start, stopping or Stopping(), momentum=False)
+    return problem.solve(advance, problem.first(start), (problem.terms,), stopping or Stopping())
 
 
 @torch.no_grad()
@@ -176,19 +115,18 @@ def fista(
         Candes, 2015, Found. Comput. Math. 15, eq. 12.
     """
     problem = _Problem(x, dictionary, penalty, step)
-    width = dictionary.shape[0]
 
-    def advance(codes: Tensor, state: Tensor, time: int) -> tuple[Tensor, Tensor]:
-        # state: the previous codes, then the momentum's clock, then the terms of the gradient.
-        before, clock, terms = state[:, :width], state[:, width], state[:, width + 1 :]
+    def advance(codes: Tensor, state: State, time: int) -> tuple[Tensor, State]:
+        terms, before, clock = state
         following = (1 + (1 + 4 * clock.square()).sqrt()) / 2
-        ahead = codes + ((clock - 1) / following)[:, None] * (codes - before)
+        ahead = codes + (clock - 1) / following * (codes - before)
         new = problem.proximal_step(ahead, terms, time)
-        against = ((ahead - new) * (new - codes)).sum(1) > 0
-        following = following.masked_fill(against, 1)
-        return new, torch.cat([codes, following[:, None], terms], 1)
+        against = ((ahead - new) * (new - codes)).sum(1, keepdim=True) > 0
+        return new, (terms, codes, following.masked_fill(against, 1))
 
-    return problem.solve(advance, start, stopping or Stopping(), momentum=True)
+    first = problem.first(start)
+    state = (problem.terms, first, first.new_ones(len(first), 1))
+    return problem.solve(advance, first, state, stopping or Stopping())
 
 
 def iht(
@@ -246,19 +184,30 @@ class _Problem:
             ascent = terms - codes @ self.products
         return self.penalty.prox(codes + step * ascent, self.length)
 
+    def first(self, start: Tensor | None) -> Tensor:
+        """Returns the codes to begin with, zeros unless given."""
+        shape = (len(self.x), len(self.dictionary))
+        if start is None:
+            return self.x.new_zeros(shape)
+        if tuple(start.shape) != shape:
+            raise InvalidValue(f"start has the shape {tuple(start.shape)}; it must be {shape}")
+        return start.to(self.x)
+
     def solve(
         self,
-        advance: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]],
-        start: Tensor | None,
+        advance: Callable[[Tensor, State, int], tuple[Tensor, State]],
+        codes: Tensor,
+        state: State,
         stopping: Stopping,
-        *,
-        momentum: bool,
     ) -> Solution:
-        """Returns the codes once every row has settled or the steps have run out."""
-        codes = self._first(start)
-        state = self.terms
-        if momentum:
-            state = torch.cat([codes, codes.new_ones(len(codes), 1), state], 1)
+        """Returns the codes once every row has settled or the steps have run out.
+
+        Args:
+            advance: Takes codes, state and the number of steps done to the next codes and state.
+            codes: (rows, components), to begin with.
+            state: Tensors with an entry for each row, whatever `advance` needs.
+            stopping: When to stop.
+        """
         steps = torch.zeros(len(codes), dtype=torch.int64, device=codes.device)
         settled = torch.zeros(len(codes), dtype=torch.bool, device=codes.device)
         found, active = codes.clone(), torch.arange(len(codes), device=codes.device)
@@ -269,19 +218,12 @@ class _Problem:
             steps[active] += 1
             if bool(done.any()):
                 found[active[done]], settled[active[done]] = codes[done], True
-                active, codes, state = active[~done], codes[~done], state[~done]
+                active, codes = active[~done], codes[~done]
+                state = tuple(each[~done] for each in state)
             if not active.numel():
                 break
         found[active] = codes
         return Solution(found, steps, settled)
-
-    def _first(self, start: Tensor | None) -> Tensor:
-        shape = (len(self.x), len(self.dictionary))
-        if start is None:
-            return self.x.new_zeros(shape)
-        if tuple(start.shape) != shape:
-            raise InvalidValue(f"start has the shape {tuple(start.shape)}; it must be {shape}")
-        return start.to(self.x)
 
 
 def checked_step(step: Step, dictionary: Tensor) -> float:
@@ -317,9 +259,3 @@ def _check(x: Tensor, dictionary: Tensor) -> None:
     bad = int((~torch.isfinite(x)).any(1).sum())
     if bad:
         raise NonFinite(f"{bad} of {len(x)} rows have NaN or infinite entries: leave them out")
-
-
-def _spectral(matrix: Tensor) -> Tensor:
-    """Returns the largest singular value, from the smaller of the two products."""
-    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-    return torch.linalg.eigvalsh(wide @ wide.T)[-1].clamp_min(0).sqrt()

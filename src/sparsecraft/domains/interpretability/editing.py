@@ -135,7 +135,8 @@ def f1_edit(
 def _ranked_and_active(code: Tensor, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Returns the k best-scored active latents of each row, and their amplitudes."""
     ranked = scores.nan_to_num(0.0).masked_fill(code == 0, -torch.inf)
-    places = ranked.topk(k, dim=1).indices
+    # Of equal scores the lower latent goes first, so that an edit does not depend on the machine.
+    places = ranked.argsort(dim=1, descending=True, stable=True)[:, :k]
     return places, code.gather(1, places)
 
 

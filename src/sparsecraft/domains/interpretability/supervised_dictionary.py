@@ -135,15 +135,16 @@ class SupervisedDictionary:
         """
         if method not in EDIT_METHODS:
             raise UnknownName("edit method", str(method), EDIT_METHODS)
-        edited = _check_rows(x)
+        edited, added = _check_rows(x), torch.zeros_like(x)
+        # All old values go before the new ones come, which the removal of a direction would touch.
         for name, values in new.items():
             if name not in old:
                 raise UnknownName("attribute with an old value", name, old)
             before, after = self.code_of(name, old[name]), self.code_of(name, values)
             _check_length(name, len(before), len(x))
             _check_length(name, len(after), len(x))
-            edited = _without(edited, before, self.bias, method) + after
-        return edited
+            edited, added = _without(edited, before, self.bias, method), added + after
+        return edited + added
 
     def weights(self, attributes: Attributes) -> dict[str, Tensor]:
         """Returns attribute to (rows,), the share of the reconstruction that its code makes.

@@ -194,7 +194,9 @@ class FeatureChoice(Selecting):
                 f"0 and up to 1, not {next(s for s in shares if not 0 < s <= 1):g}"
             )
         if abs(math.fsum(shares) - self.k) > 1e-6 * self.k:
-            raise InvalidValue(f"the budget sums to {math.fsum(shares):g}; it must sum to k={self.k}")
+            raise InvalidValue(
+                f"the budget sums to {math.fsum(shares):g}; it must sum to k={self.k}"
+            )
         return shares
 
     def _check_rows(self, rows: int, d_sae: int) -> None:

@@ -6,14 +6,16 @@ activation. The code keeps the plain activations; the gradient only chooses, and
 through the choice. Small but influential directions thus get a place in the dictionary.
 
 No code of the authors is public. That the effect is added to the activation (`mode="sum"`) is our
-reading of the paper's summary, `mode="product"` its limit. Gradients are divided by their mean norm
-over all training rows, which the paper does not do, so that beta has one meaning at every layer and
-for every batch size. The gradient of a row needs the labels of the tokens after it: without it, or
-where it is zero, the selection is the plain TopK.
+reading of the paper's summary, `mode="product"` its limit. Gradients are scaled by one number, to a
+mean norm of the root of their width over all training rows, which the paper does not do: beta then
+means the same at every layer and for every batch size, and at 1 the effect of a typical direction
+counts about as much as its activation. The gradient of a row needs the labels of the tokens after
+it: without it, or where it is zero, the selection is the plain TopK.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, get_args
@@ -66,7 +68,7 @@ class GradientTopK(Selecting):
         k: Entries of a code that may be other than zero.
         beta: How much the effect counts beside the activation; 0 is TopK.
         mode: "sum" ranks z (1 + beta |<d, g>|), "product" z |<d, g>|.
-        normalize_grad: Whether gradients are divided by their mean norm over the training.
+        normalize_grad: Whether gradients are brought to a mean norm of sqrt(width).
         attribution: Weight of the loss sum_j |z_j <d_j, g>| (Attribution SAE).
         unexplained: Weight of the loss |<x - x_hat, g>| (Attribution SAE).
 
@@ -89,7 +91,7 @@ class GradientTopK(Selecting):
         penalties.check_count(self.k)
         for name in ("beta", "attribution", "unexplained"):
             value = getattr(self, name)
-            if not 0 <= value < float("inf"):
+            if not 0 <= value < math.inf:
                 raise InvalidValue(
                     f"{name}={value!r} is not allowed: give a number of at least 0 (0 leaves the "
                     "gradient out)"
@@ -178,7 +180,7 @@ class GradientTopK(Selecting):
         own.state["gradient_rows"].add_(statistics["rows"])
 
     def _scaled(self, gradient: Tensor, own: Own) -> Tensor:
-        """Returns the gradients over their mean norm, before the first update that of the batch."""
+        """Returns the gradients at a mean norm of sqrt(width); first that of the batch counts."""
         if not self.normalize_grad:
             return gradient
         norms, rows = own.state["gradient_norms"], own.state["gradient_rows"]
@@ -186,7 +188,8 @@ class GradientTopK(Selecting):
             of_batch = gradient.norm(dim=1)
             norms, rows = of_batch.sum(), (of_batch > 0).sum()
         mean = norms / rows.clamp_min(1)
-        return gradient / mean.where(mean > 0, 1.0).to(gradient.dtype)
+        factor = math.sqrt(gradient.shape[1]) / mean.where(mean > 0, 1.0)
+        return gradient * factor.to(gradient.dtype)
 
 
 def check_gradient(gradient: Tensor, rows: int, width: int) -> None:

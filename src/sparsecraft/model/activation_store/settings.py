@@ -53,7 +53,9 @@ class HarvestSettings:
                 "than context"
             )
         if self.dtype not in DTYPES.values():
-            raise InvalidValue(f"dtype={self.dtype} is not allowed: give one of {', '.join(DTYPES)}")
+            raise InvalidValue(
+                f"dtype={self.dtype} is not allowed: give one of {', '.join(DTYPES)}"
+            )
         given = [n for n in ("texts", "tokens", "batches") if getattr(self, n) is not None]
         if len(given) != 1:
             raise InvalidValue(
@@ -62,7 +64,10 @@ class HarvestSettings:
             )
 
     def plain(self, special: Collection[int]) -> dict[str, Any]:
-        """Returns what changes the rows, as plain values."""
+        """Returns what a harvest that goes on must have in common with its beginning.
+
+        The size of shards may change, and rows that are not finite may be left out from there on.
+        """
         return {
             "context": self.context,
             "special_ids": sorted(special),
@@ -73,8 +78,6 @@ class HarvestSettings:
             "rows": self.rows,
             "dtype": str(self.dtype).removeprefix("torch."),
             "batch_size": self.batch_size,
-            "skip_non_finite": self.skip_non_finite,
-            "shard_bytes": self.shard_bytes,
         }
 
 

@@ -103,6 +103,14 @@ def write_shard(folder: Path, number: int, shard: Shard) -> dict[str, Any]:
     return files
 
 
+def remove_halves(folder: Path) -> None:
+    """Removes what writes that were stopped left behind."""
+    for path in folder.glob(".*.bin.*"):
+        path.unlink(missing_ok=True)
+    for path in folder.glob(f".{INDEX}.*"):
+        path.unlink(missing_ok=True)
+
+
 def damage(folder: Path, files: Mapping[str, Any]) -> str:
     """Returns what is wrong with the files of a shard by their size, "" if nothing is."""
     for file in files.values():
@@ -181,5 +189,7 @@ def _mapped(folder: Path, file: Mapping[str, Any]) -> Tensor:
     size = 1
     for extent in shape:
         size *= extent
+    if size == 0:
+        return torch.empty(shape, dtype=dtype)
     path = str(folder / file["name"])
     return torch.from_file(path, shared=False, size=size, dtype=dtype).view(shape)

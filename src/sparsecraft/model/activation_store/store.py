@@ -248,7 +248,9 @@ class ActivationStore:
 
         return self.rows(Permutation(len(self), seed, "sample").of(torch.arange(count)).sort()[0])
 
-    def split(self, held_out: float = 0.1, seed: int = 0) -> tuple[ActivationStore, ActivationStore]:
+    def split(
+        self, held_out: float = 0.1, seed: int = 0
+    ) -> tuple[ActivationStore, ActivationStore]:
         """Returns two stores over the same rows: what is left, and whole contexts held out.
 
         Args:

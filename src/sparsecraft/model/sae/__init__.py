@@ -1,5 +1,18 @@
 """Autoencoders with sparse codes: the module, its training, its files, its place in a model."""
 
 from sparsecraft.model.sae.autoencoder import SparseAutoencoder
+from sparsecraft.model.sae.auxiliary import Auxiliary, AuxK
+from sparsecraft.model.sae.fitting import train_together
+from sparsecraft.model.sae.report import SAEReport
+from sparsecraft.model.sae.resampling import Resampling
+from sparsecraft.model.sae.training_settings import SAETraining
 
-__all__ = ["SparseAutoencoder"]
+__all__ = [
+    "AuxK",
+    "Auxiliary",
+    "Resampling",
+    "SAEReport",
+    "SAETraining",
+    "SparseAutoencoder",
+    "train_together",
+]

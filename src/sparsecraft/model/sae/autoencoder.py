@@ -11,6 +11,7 @@ weights of a latent lie side by side: kernels for sparse codes read and write wh
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, cast
 
 import torch
@@ -130,7 +131,12 @@ class SparseAutoencoder(Estimator, nn.Module):
         return torch.addmm(self.b_enc.to(inner.dtype), self.centred(inner), self.encoder())
 
     def code_of(
-        self, inner: Tensor, *, gradient: Tensor | None = None, u: Tensor | None = None
+        self,
+        inner: Tensor,
+        *,
+        gradient: Tensor | None = None,
+        u: Tensor | None = None,
+        exact: bool = True,
     ) -> Tensor | Code:
         """Returns the code of normalised rows: sparse from a selection, else dense.
 
@@ -138,21 +144,33 @@ class SparseAutoencoder(Estimator, nn.Module):
             inner: (rows, d_in), normalised.
             gradient: (rows, d_in), or None.
             u: The pre-activations, if they are there already.
+            exact: Whether these are in full precision; else selected ones are computed again.
         """
         if isinstance(self.activation, Elementwise):
             u = self.pre_activations(inner) if u is None else u
-            z: Tensor = self.activation.apply(u, self.own)
-            for _ in range(self.unroll - 1):
-                z = self.activation.apply(
-                    z + u - (z @ self.decoder_rows()) @ self.encoder(), self.own
-                )
-            return z
-        return self._selected(inner, gradient, u)
+            return self.activation.iterate(
+                u, self.own, self.encoder(), self.decoder_rows(), self.unroll
+            )
+        return self._selected(inner, gradient, u, exact)
 
     def reconstruct(self, z: Tensor | Code, inner: Tensor) -> Tensor:
         """Returns (rows, d_out) in normalised units: the decoded code, and the skip's share."""
         out = self.decode(z)
         return out if self.W_skip is None else out + inner @ self.W_skip
+
+    def spliced(
+        self, model: nn.Module, *, at: str | None = None, **options: Any
+    ) -> AbstractContextManager[nn.Module]:
+        """Gives a block in which the model runs on reconstructions, with latents changed.
+
+        Args:
+            model: The model; it is as it was after the block.
+            at: A hook point; by default the one of the training.
+            options: `edit`, `set`, `ablate`, `keep_error`, ...: see `model.sae.splice.spliced`.
+        """
+        from sparsecraft.model.sae.splice import spliced
+
+        return spliced(self, model, at, **options)
 
     @property
     def own(self) -> Own:
@@ -209,7 +227,9 @@ class SparseAutoencoder(Estimator, nn.Module):
         scaling = RowScaling.of(rows, self.row_norm)
         return scaling.apply(rows), scaling.undo
 
-    def _selected(self, inner: Tensor, gradient: Tensor | None, u: Tensor | None) -> Code:
+    def _selected(
+        self, inner: Tensor, gradient: Tensor | None, u: Tensor | None, exact: bool
+    ) -> Code:
         """Returns the code that a selection makes; gradients pass through what is selected."""
         activation = cast(Selecting, self.activation)
         side = Side(self.decoder_rows().detach(), gradient)
@@ -217,7 +237,12 @@ class SparseAutoencoder(Estimator, nn.Module):
             u = self.pre_activations(inner) if u is None else u.detach()
             code = activation.select(u, self.own, side, training=self.training)
         values = selected_pre_activations(
-            self.centred(inner), self.encoder(), self.b_enc, code.starts, code.columns
+            self.centred(inner),
+            self.encoder(),
+            self.b_enc,
+            code.starts,
+            code.columns,
+            found=code.values if exact else None,
         )
         code = code.with_values(values)
         for _ in range(self.unroll - 1):

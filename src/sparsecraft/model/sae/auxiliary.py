@@ -39,6 +39,8 @@ class AuxiliaryStep:
         u: (rows, d_sae) pre-activations, without a graph.
         z: The code.
         dead: bool (d_sae,).
+        density: (d_sae,), the running share of rows in which each latent fires, NaN before the
+            first batch; None unless the auxiliary loss asks for it.
     """
 
     sae: SparseAutoencoder
@@ -48,6 +50,7 @@ class AuxiliaryStep:
     u: Tensor
     z: Tensor | Code
     dead: Tensor
+    density: Tensor | None = None
 
     def pre_activations(self, latents: Tensor) -> Tensor:
         """Returns the pre-activations (rows, n) of some latents (n,), with their graph."""
@@ -63,6 +66,9 @@ class AuxiliaryStep:
 
 class Auxiliary(ABC):
     """A loss beside the reconstruction's, for latents that are used too little."""
+
+    density_momentum: float | None = None
+    """Of the running density of each latent, for a loss that asks for it; None: it does not."""
 
     @abstractmethod
     def loss(self, step: AuxiliaryStep) -> Tensor | None:
@@ -104,22 +110,30 @@ class AuxK(Auxiliary):
 
     def loss(self, step: AuxiliaryStep) -> Tensor | None:
         """Returns the loss, or None where no latent is dead."""
-        dead = step.dead.nonzero()[:, 0]
-        if not len(dead):
+        return self.weighted_loss(step, step.dead.to(step.u.dtype))
+
+    def weighted_loss(self, step: AuxiliaryStep, weights: Tensor) -> Tensor | None:
+        """Returns the loss of latents that each count by a weight, or None where all are 0.
+
+        Args:
+            step: The batch.
+            weights: (d_sae,), in [0, 1]; what a latent's pre-activations are multiplied with.
+        """
+        latents = weights.nonzero()[:, 0]
+        if not len(latents):
             return None
         wanted = self.k or nearest_power_of_two(step.target.shape[1] / 2)
-        keep = min(wanted, len(dead))
         residual = step.target - step.reconstruction
         residual = residual.detach() if self.detach_residual else residual
-        estimate = self._estimate(step, dead, keep)
+        estimate = self._estimate(step, latents, weights[latents], min(wanted, len(latents)))
         error = (estimate - residual).square().sum(1).mean()
-        scale = min(len(dead) / wanted, 1.0)
+        scale = min(float(weights.sum()) / wanted, 1.0)
         return self.coefficient * scale * error / self._size(step, residual)
 
-    def _estimate(self, step: AuxiliaryStep, dead: Tensor, keep: int) -> Tensor:
-        """Returns what the strongest dead latents make of each row, (rows, d_out)."""
-        u = step.pre_activations(dead)
-        directions = step.directions(dead)
+    def _estimate(self, step: AuxiliaryStep, latents: Tensor, weights: Tensor, keep: int) -> Tensor:
+        """Returns what the strongest of some latents make of each row, (rows, d_out)."""
+        u = step.pre_activations(latents) * weights
+        directions = step.directions(latents)
         if not (step.sae.activation.signed or self.rectify):
             found = u.topk(keep, dim=1, sorted=False)
             code = torch.zeros_like(u).scatter(1, found.indices, found.values)

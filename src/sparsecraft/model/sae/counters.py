@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sparsecraft.core.code import Code
+from sparsecraft.core.code_thresholds import move_towards
 from sparsecraft.model.ranks import sum_over_ranks_, world_size
 
 
@@ -17,9 +18,21 @@ class FiringCounter:
     Args:
         latents: How many.
         device: Where they are counted.
+        density_momentum: Of the running share of rows in which each latent fires, in [0, 1); None:
+            it is not kept.
     """
 
-    def __init__(self, latents: int, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        latents: int,
+        device: torch.device | str = "cpu",
+        density_momentum: float | None = None,
+    ) -> None:
+        self.density_momentum = density_momentum
+        self.density: Tensor | None = None
+        """float32 (latents,): the running share of all ranks' rows, NaN before the first batch."""
+        if density_momentum is not None:
+            self.density = torch.full((latents,), torch.nan, device=device)
         self.silent = torch.zeros(latents, dtype=torch.int64, device=device)
         """int64 (latents,): tokens that all ranks read since a latent fired."""
         self.fired = torch.zeros(latents, dtype=torch.int64, device=device)
@@ -32,6 +45,9 @@ class FiringCounter:
         self.fired += counts
         self.silent += len(z) * world_size()
         self.silent[counts > 0] = 0
+        if self.density is not None and self.density_momentum is not None:
+            share = counts / (len(z) * world_size())
+            move_towards(self.density, share, self.density_momentum)
 
     def dead(self, after: int) -> Tensor:
         """Returns bool (latents,): silent for at least `after` tokens."""
@@ -43,9 +59,12 @@ class FiringCounter:
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the counts."""
-        return {"silent": self.silent.clone(), "fired": self.fired.clone()}
+        kept = {"silent": self.silent.clone(), "fired": self.fired.clone()}
+        return kept if self.density is None else {**kept, "density": self.density.clone()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes up counts."""
         self.silent.copy_(state["silent"])
         self.fired.copy_(state["fired"])
+        if self.density is not None:
+            self.density.copy_(state["density"])

@@ -1,8 +1,9 @@
-"""An autoencoder as scikit-learn users know estimators: fit, transform, inverse_transform, score."""
+"""An autoencoder as scikit-learn knows estimators: fit, transform, inverse_transform, score."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
@@ -115,18 +116,19 @@ class Estimator:
         batch: int = ROWS_AT_ONCE,
         seed: int = 0,
     ) -> Self:
-        """Returns itself, with thresholds for rows that come alone, from selections over batches.
+        """Returns itself, with thresholds for rows that come alone, exact on these rows.
 
-        A threshold is the mean over batches of the smallest magnitude selected.
+        With them the rows keep as many entries on average as a selection over all of them would.
 
         Args:
             data: A store, or raw activations (rows, d_in).
-            rows: At most so many are looked at.
-            batch: Rows of a selection.
+            rows: At most so many are looked at; thresholds of few rows are rough.
+            batch: Rows that are encoded at once.
             seed: Of the rows taken.
 
         Raises:
             InvalidValue: If the activation has no such thresholds.
+            MissingStatistic: If it needs gradients that the store lacks.
         """
         from sparsecraft.model.sae.fitting import as_store
         from sparsecraft.model.sae.thresholds import freeze_thresholds
@@ -146,19 +148,12 @@ class Estimator:
         return cast(Rows, out.cpu().numpy() if isinstance(x, np.ndarray) else out)
 
 
-class evaluating:  # noqa: N801 - reads as a verb where it is used
-    """A context in which a module is in evaluation mode."""
-
-    def __init__(self, module: torch.nn.Module) -> None:
-        self.module, self.mode = module, module.training
-
-    def __enter__(self) -> None:
-        self.module.eval()
-
-    def __exit__(self, *error: object) -> None:
-        self.module.train(self.mode)
-
-
-def parts_of(rows: int, size: int = ROWS_AT_ONCE) -> Iterator[Tensor]:
-    """Yields row numbers (at most `size`,) from 0 to before `rows`."""
-    yield from torch.arange(rows).split(size)
+@contextmanager
+def evaluating(module: torch.nn.Module) -> Iterator[None]:
+    """Gives a block in which a module is in evaluation mode."""
+    mode = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(mode)

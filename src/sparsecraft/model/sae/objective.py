@@ -8,7 +8,7 @@ entry of the code once.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -60,6 +60,7 @@ def objective(
     target: Tensor | None = None,
     gradient: Tensor | None = None,
     dead: Tensor | None = None,
+    density: Tensor | None = None,
     warmth: float = 1.0,
     auxiliary: Auxiliary | None = None,
     prefix_loss: str = "mean",
@@ -73,6 +74,7 @@ def objective(
         target: (rows, d_out), or None for x itself.
         gradient: (rows, d_in) of the model's loss with respect to x, or None.
         dead: bool (d_sae,), or None for none.
+        density: (d_sae,), the running share of rows in which each latent fires, or None.
         warmth: How far penalties have risen, in [0, 1].
         auxiliary: A loss for dead latents, or None.
         prefix_loss: "mean" or "sum" over nested dictionaries.
@@ -91,7 +93,7 @@ def objective(
 
     with torch.set_grad_enabled(isinstance(sae.activation, Elementwise)):
         u = sae.pre_activations(inner, precision=precision)
-    z = sae.code_of(inner, gradient=slope, u=u)
+    z = sae.code_of(inner, gradient=slope, u=u, exact=precision == "float32")
     outputs = _outputs(sae, z, inner)
     errors = torch.stack([(goal - each).square().sum(1).mean() for each in outputs])
     parts = {"reconstruction": errors.mean() if prefix_loss == "mean" else errors.sum()}
@@ -109,7 +111,9 @@ def objective(
     )
     parts.update(sae.activation.losses(step, sae.own))
     if auxiliary is not None:
-        extra = auxiliary.loss(AuxiliaryStep(sae, inner, goal, outputs[-1], u.detach(), z, dead))
+        extra = auxiliary.loss(
+            AuxiliaryStep(sae, inner, goal, outputs[-1], u.detach(), z, dead, density)
+        )
         if extra is not None:
             parts["auxiliary"] = extra
     return Objective(parts, u.detach(), z, inner, slope, goal, outputs[-1])
@@ -122,7 +126,7 @@ def _outputs(sae: SparseAutoencoder, z: Tensor | Code, inner: Tensor) -> list[Te
     rest = sae.b_dec if sae.W_skip is None else sae.b_dec + inner @ sae.W_skip
     weight = sae.decoder_rows()
     edges = (0, *sae.prefixes)
-    parts = [_segment(z, weight, *edge) for edge in zip(edges, edges[1:], strict=False)]
+    parts = [_segment(z, weight, *edge) for edge in pairwise(edges)]
     return [part + rest for part in accumulate(parts)]
 
 

@@ -6,6 +6,8 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+_OTHERS = ("step", "learning_rate", "active", "dead")
+
 
 @dataclass
 class SAEReport:
@@ -24,7 +26,7 @@ class SAEReport:
         learning_rate: At its peak.
         scale: What inputs were multiplied by in training; it is folded into the weights.
         target_scale: What targets were multiplied by.
-        history: Averages between records: step, learning_rate, each loss by name, l0, dead.
+        history: Averages between records: step, learning_rate, each loss by name, active (L0), dead.
         resumed_from: The step at which this session took up an earlier one, or 0.
         world: Processes that trained together.
         notes: What was done beside what was asked.
@@ -51,7 +53,7 @@ class SAEReport:
     def losses(self) -> dict[str, float]:
         """The losses of the last record, by name."""
         last = self.history[-1] if self.history else {}
-        return {k: v for k, v in last.items() if k not in ("step", "learning_rate", "l0", "dead")}
+        return {name: value for name, value in last.items() if name not in _OTHERS}
 
     def to_json(self) -> dict[str, Any]:
         """Returns all of it as plain values."""

@@ -1,0 +1,352 @@
+"""One call that says what a dictionary keeps of activations and of the model's behaviour.
+
+Every figure has one definition, stated beside it in the table. The fraction of variance unexplained
+is about the mean of the data (predicting the mean gives 1), codes may be signed, and inputs are raw
+activations on both sides of every comparison: an autoencoder of this library has the scalar of its
+training in its weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsecraft.core.errors import InvalidValue
+from sparsecraft.core.fidelity import ReconstructionSums
+from sparsecraft.domains.interpretability.behaviour import Behaviour, Kind, behaviour
+from sparsecraft.domains.interpretability.latent_amplitudes import scale_warning
+from sparsecraft.domains.interpretability.latent_statistics import (
+    Alikeness,
+    LatentStatistics,
+    alikeness,
+)
+from sparsecraft.model.activation_store import ActivationBatch, ActivationStore
+from sparsecraft.model.sae import SparseAutoencoder
+
+Progress = Callable[[str, int, int], None]
+FEW_TOKENS = 1_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class SAEEvaluation:
+    """What was found of an autoencoder.
+
+    Args:
+        tokens: Activations that were looked at.
+        latents: Of the dictionary.
+        fvu: Fraction of variance unexplained.
+        squared_error: Mean of ||x - x_hat||^2.
+        relative_error: Mean of ||x - x_hat||^2 / ||x||^2.
+        cosine: Mean cosine of an activation and its reconstruction.
+        shrinkage: E ||x_hat||^2 / E <x, x_hat>; below 1 reconstructions are too short.
+        norm_ratio: E ||x_hat|| / E ||x||.
+        l0: Mean number of codes that are not zero, of either sign.
+        l1: Mean sum of their magnitudes.
+        alive: Share of latents that fired on these tokens.
+        denser_than_1_percent: Share of latents that fire on more than 1 % of tokens.
+        denser_than_10_percent: On more than 10 %.
+        fires_in_a_row: How often a latent fires in a context in which it fires, mean over the
+            alive; None without a text.
+        densities: Histogram: log10 of the lower edge of each bin, and the latents in it.
+        decoder: Largest |cosine| between decoder directions.
+        encoder: Largest |cosine| between encoder directions.
+        decoder_norms: Smallest and largest norm of a decoder row.
+        behaviour: What is left of the model's behaviour; None without a model.
+        notes: What the reader must know.
+    """
+
+    tokens: int
+    latents: int
+    fvu: float
+    squared_error: float
+    relative_error: float
+    cosine: float
+    shrinkage: float
+    norm_ratio: float
+    l0: float
+    l1: float
+    alive: float
+    denser_than_1_percent: float
+    denser_than_10_percent: float
+    fires_in_a_row: float | None
+    densities: dict[str, list[float]]
+    decoder: Alikeness
+    encoder: Alikeness
+    decoder_norms: tuple[float, float]
+    behaviour: Behaviour | None
+    notes: tuple[str, ...]
+
+    @property
+    def explained_variance(self) -> float:
+        """1 - FVU."""
+        return 1 - self.fvu
+
+    def rows(self) -> list[tuple[str, str, str]]:
+        """Returns the table: measure, value, what it says."""
+        tokens = f"{self.tokens:,} tokens"
+        found = [
+            ("FVU", f"{self.fvu:.4f}", f"variance unexplained; the mean gives 1; {tokens}"),
+            ("cosine", f"{self.cosine:.4f}", "of activation and reconstruction, mean"),
+            ("squared error", f"{self.squared_error:.4g}", "mean of ||x - x_hat||^2"),
+            ("relative error", f"{self.relative_error:.4f}", "mean of ||x - x_hat||^2 / ||x||^2"),
+            ("shrinkage", f"{self.shrinkage:.4f}", "E ||x_hat||^2 / E <x, x_hat>; 1 is none"),
+            ("norm ratio", f"{self.norm_ratio:.4f}", "E ||x_hat|| / E ||x||"),
+            ("L0", f"{self.l0:.2f}", f"latents not zero in a token, of {self.latents:,}"),
+            ("L1", f"{self.l1:.4g}", "sum of their magnitudes"),
+            ("alive", f"{self.alive:.1%}", f"latents that fired in {tokens}"),
+            ("denser than 1 %", f"{self.denser_than_1_percent:.2%}", "of latents"),
+            ("denser than 10 %", f"{self.denser_than_10_percent:.2%}", "of latents"),
+            ("decoder alikeness", *_alike(self.decoder)),
+            ("encoder alikeness", *_alike(self.encoder)),
+        ]
+        if self.fires_in_a_row is not None:
+            found.append(
+                ("fires again", f"{self.fires_in_a_row:.2f}", "times in a context where it fires")
+            )
+        return [*found, *_behaviour_rows(self.behaviour)]
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns everything as plain values; a share that does not exist is None."""
+        found = asdict(self) | {"explained_variance": self.explained_variance}
+        found["behaviour"] = None if self.behaviour is None else self.behaviour.to_json()
+        return _plain(found)
+
+
+def evaluate(
+    sae: SparseAutoencoder,
+    store: ActivationStore | Tensor | None = None,
+    model: nn.Module | None = None,
+    texts: Iterable[str] | None = None,
+    *,
+    tokenizer: Any = None,
+    behaves: Kind = "auto",
+    contexts: int = 128,
+    batch: int = 4096,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> SAEEvaluation:
+    """Returns what the autoencoder keeps of activations and, with a model, of its behaviour.
+
+    Use activations that it was not trained on.
+
+    Args:
+        sae: The autoencoder; its mode is restored.
+        store: Activations, or a tensor (rows, d_in); or None with texts.
+        model: Whose activations they are.
+        texts: What the model shall read, in place of a store.
+        tokenizer: Of the texts; by default the model's own.
+        behaves: "next token", "similarity" (encoders), or "auto": by what the model returns.
+        contexts: For the behaviour, how many at most.
+        batch: Activations encoded at once.
+        seed: Of the latents that are drawn where not all directions are compared.
+        progress: Told (stage, done, in all).
+
+    Raises:
+        InvalidValue: If there are no activations, or they have another width.
+        NonFinite: If an activation is NaN or infinite.
+
+    Example:
+        >>> from sparsecraft import SparseAutoencoder
+        >>> from sparsecraft.methods.codes.topk import TopK
+        >>> sae = SparseAutoencoder(8, 32, TopK(k=4))
+        >>> found = evaluate(sae, torch.randn(100, 8, generator=torch.Generator().manual_seed(0)))
+        >>> found.tokens, found.l0 <= 4
+        (100, True)
+
+    Reference:
+        Karvonen et al., 2025, arXiv 2503.09532, core metrics.
+    """
+    given = _store(sae, store, model, texts, tokenizer, progress)
+    if given.d_in != sae.d_in:
+        raise InvalidValue(
+            f"the store has {given.d_in} entries in an activation, the autoencoder reads "
+            f"{sae.d_in}: was it trained at another hook point?"
+        )
+    training = sae.training
+    sae.eval()
+    try:
+        measured = _Pass(sae, given, batch, progress)
+        found, notes = measured.run(), measured.notes()
+        kept = None
+        if model is not None and (reason := _no_behaviour(sae, given)):
+            notes.append(reason)
+        elif model is not None:
+            kept = behaviour(
+                model, given, sae, measured.mean(), kind=behaves, contexts=contexts,
+                progress=progress,
+            )  # fmt: skip
+    finally:
+        sae.train(training)
+    return SAEEvaluation(**found, **_directions(sae, seed), behaviour=kept, notes=tuple(notes))
+
+
+class _Pass:
+    """One pass over a store."""
+
+    def __init__(
+        self, sae: SparseAutoencoder, store: ActivationStore, batch: int, progress: Progress | None
+    ) -> None:
+        self.sae, self.store, self.batch, self.progress = sae, store, batch, progress
+        self.sums = ReconstructionSums()
+        self.latents = LatentStatistics(sae.d_sae)
+        self.total = torch.zeros(store.d_in, dtype=torch.float64)
+        self.lengths = self.reconstructed_lengths = 0.0
+        self.warning: str | None = None
+
+    @torch.no_grad()
+    def run(self) -> dict[str, Any]:
+        """Returns the figures of `SAEEvaluation` that come from activations alone."""
+        for part in self.store.batches(self.batch):
+            self._add(part)
+            if self.progress is not None:
+                self.progress("reconstructions", self.sums.rows, len(self.store))
+        s, latents = self.sums, self.latents
+        return {
+            "tokens": s.rows, "latents": self.sae.d_sae, "fvu": s.fvu,
+            "squared_error": s.squared_error, "relative_error": s.relative_error,
+            "cosine": s.cosine, "shrinkage": s.shrinkage,
+            "norm_ratio": self.reconstructed_lengths / self.lengths if self.lengths else math.nan,
+            "l0": latents.l0, "l1": latents.l1, "alive": latents.alive,
+            "denser_than_1_percent": latents.denser_than(0.01),
+            "denser_than_10_percent": latents.denser_than(0.1),
+            "fires_in_a_row": latents.in_a_row(), "densities": latents.histogram(),
+        }  # fmt: skip
+
+    def mean(self) -> Tensor:
+        """Returns (d_in,), the mean activation."""
+        return self.total / self.sums.rows
+
+    def notes(self) -> list[str]:
+        """Returns what the reader must know of the figures."""
+        found = [] if self.warning is None else [self.warning]
+        if math.isnan(self.sums.fvu):
+            found.append("all activations are equal: they have no variance, so there is no FVU")
+        elif self.sums.fvu > 1:
+            found.append(
+                "the reconstruction is worse than the mean of the data (FVU above 1): another "
+                "hook point or model than it was trained on, or activations scaled otherwise?"
+            )
+        if self.sums.rows < FEW_TOKENS and self.latents.alive < 1:
+            found.append(
+                f"{self.sums.rows:,} tokens are few to call a latent dead: rare ones may be alive"
+            )
+        return found
+
+    def _add(self, part: ActivationBatch) -> None:
+        sae = self.sae
+        x = sae.check_input(part.x)
+        target = x if part.target is None else part.target.to(x.dtype)
+        inner, undo = sae.normalise_rows(x)
+        code = sae.sparse_encode(x, gradient=part.gradient)
+        reconstruction = undo(sae.reconstruct(code, inner))
+        self.sums.add(target, reconstruction)
+        place = self.store.place(part.index)
+        self.latents.add(code, None if place is None else place[0])
+        self.total += x.double().sum(0)
+        self.lengths += float(target.norm(dim=1).double().sum())
+        self.reconstructed_lengths += float(reconstruction.norm(dim=1).double().sum())
+        if self.warning is None:
+            self.warning = scale_warning(sae, x)
+
+
+def _store(
+    sae: SparseAutoencoder,
+    store: ActivationStore | Tensor | None,
+    model: nn.Module | None,
+    texts: Iterable[str] | None,
+    tokenizer: Any,
+    progress: Progress | None,
+) -> ActivationStore:
+    """Returns the store that was given, or one of the tensor or the texts."""
+    if store is not None and texts is not None:
+        raise InvalidValue("both a store and texts were given: give the one to evaluate on")
+    if isinstance(store, Tensor):
+        sae.check_input(store)
+        return ActivationStore.from_tensor(store)
+    if store is not None:
+        return store
+    at = sae.info.get("hook")
+    if texts is None or model is None or not at:
+        raise InvalidValue(
+            "no activations were given: give a store or a tensor; or texts and a model, for an "
+            "autoencoder whose info says its hook"
+        )
+    return ActivationStore(
+        model,
+        at=str(at),
+        texts=texts,
+        tokenizer=tokenizer,
+        context=int(sae.info.get("context", 128)),
+        gradients=sae.activation.needs_gradient,
+        progress=progress,
+    )
+
+
+def _no_behaviour(sae: SparseAutoencoder, store: ActivationStore) -> str | None:
+    """Returns why the model's behaviour cannot be measured, or None."""
+    if sae.d_out != sae.d_in or store.d_out != store.d_in:
+        return (
+            "this is a transcoder, which reads one place and writes another, so its reconstruction "
+            "was not put into the model; its FVU is that of what it reconstructs"
+        )
+    if store.tokens is None or store.at is None:
+        return (
+            "the store has no text, so the model was not run and its behaviour not measured: make "
+            "the store from the model and a text"
+        )
+    return None
+
+
+def _directions(sae: SparseAutoencoder, seed: int) -> dict[str, Any]:
+    """Returns the figures of `SAEEvaluation` that come from the weights."""
+    with torch.no_grad():
+        decoder, encoder = sae.decoder_rows(), sae.encoder().T
+        norms = decoder.norm(dim=1)
+        return {
+            "decoder": alikeness(decoder, seed=seed),
+            "encoder": alikeness(encoder, seed=seed),
+            "decoder_norms": (float(norms.min()), float(norms.max())),
+        }
+
+
+def _alike(found: Alikeness) -> tuple[str, str]:
+    text = f"|cosine| with the nearest other, mean of {found.latents:,}; largest {found.largest:.3f}"
+    return f"{found.mean:.3f}", text
+
+
+def _behaviour_rows(found: Behaviour | None) -> list[tuple[str, str, str]]:
+    if found is None:
+        return []
+    rows = []
+    if found.loss is not None:
+        loss = found.loss
+        text = f"{loss.clean:.3f} clean, {loss.reconstructed:.3f} reconstructed, "
+        rows = [
+            ("loss recovered", _percent(loss.over_zero), f"{text}{loss.zero:.3f} zero (nats)"),
+            ("over the mean", _percent(loss.over_mean), f"{loss.mean:.3f} with mean ablation"),
+        ]
+    kl = found.divergence
+    what = "predictions" if found.kind == "next token" else "similarities of texts"
+    text = f"of {what}: {kl.reconstructed:.4f} nats, {kl.zero:.4f} zero, {kl.mean:.4f} mean"
+    return [
+        *rows,
+        ("KL recovered", _percent(kl.over_zero), text),
+        ("KL over the mean", _percent(kl.over_mean), "the harder reference"),
+    ]
+
+
+def _percent(share: float) -> str:
+    return "not defined" if math.isnan(share) else f"{share:.2%}"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

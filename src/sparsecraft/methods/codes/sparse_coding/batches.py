@@ -1,0 +1,95 @@
+"""One batch of dictionary learning: norms, codes, and a step of the dictionary.
+
+Columns are brought to norm one before the coding (CEL0 depends on it), codes start from zero, and
+after they have settled one further step is taken. The dictionary then moves along the gradient
+summed, not averaged, over the rows. Rows that have not settled do not move it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sparsecraft.core.penalties import Penalty
+from sparsecraft.core.solvers import Decay, Solution, Stopping, ista
+
+SMALLEST_NORM = 1e-8
+Solver = Callable[..., Solution]
+
+
+@dataclass(frozen=True)
+class BatchResult:
+    """What a batch did.
+
+    Args:
+        dictionary: (components, d) after the step, not normalised again.
+        codes: (settled rows, components), with which it was made.
+        error: Mean squared entry of the residual that made the step; NaN if no row had settled.
+        settled: bool (rows,).
+        steps: int64 (rows,) of the coding.
+    """
+
+    dictionary: Tensor
+    codes: Tensor
+    error: float
+    settled: Tensor
+    steps: Tensor
+
+
+def unit_rows(dictionary: Tensor) -> Tensor:
+    """Returns the atoms brought to norm one; norms under 1e-8 count as that.
+
+    Example:
+        >>> unit_rows(torch.tensor([[3.0, 4.0]]))
+        tensor([[0.6000, 0.8000]])
+    """
+    return dictionary / dictionary.norm(dim=1, keepdim=True).clamp_min(SMALLEST_NORM)
+
+
+@torch.no_grad()
+def learn_batch(
+    x: Tensor,
+    dictionary: Tensor,
+    penalty: Penalty,
+    *,
+    step: float | Decay,
+    rate: float,
+    stopping: Stopping,
+    solver: Solver = ista,
+) -> BatchResult:
+    """Returns the dictionary after one batch, and what was found on the way.
+
+    Args:
+        x: (rows, d).
+        dictionary: (components, d).
+        penalty: Of the codes.
+        step: Of the codes' gradient; a `Decay` leaves the prox at the first one, as the official
+            code does.
+        rate: Of the dictionary's gradient, summed over the rows.
+        stopping: When a code has settled.
+        solver: `ista` or `fista`.
+
+    Reference:
+        Rentzeperis et al., 2023, arXiv 2301.10002, methods.
+    """
+    atoms = unit_rows(dictionary)
+    found = solver(x, atoms, penalty, step=step, stopping=stopping)
+    if not bool(found.settled.any()):
+        empty = found.codes[:0]
+        return BatchResult(atoms, empty, float("nan"), found.settled, found.steps)
+    rows, codes = x[found.settled], found.codes[found.settled]
+    first = step.first if isinstance(step, Decay) else step
+    # The further step has the length of the last one: a batch that stops whole has one clock.
+    length = step(int(found.steps.max()) - 1) if isinstance(step, Decay) else step
+    codes = penalty.prox(codes + length * (rows - codes @ atoms) @ atoms.T, first)
+    residual = rows - codes @ atoms
+    return BatchResult(
+        dictionary=atoms + rate * codes.T @ residual,
+        codes=codes,
+        error=float(residual.square().mean()),
+        settled=found.settled,
+        steps=found.steps,
+    )

@@ -1,0 +1,94 @@
+"""What scikit-learn expects of an estimator, without importing it: parameters, clones, tags."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, Self
+
+from sparsecraft.core.errors import SparsityError, UnknownName
+from sparsecraft.core.penalties import Penalty, by_name
+from sparsecraft.core.solvers import Stopping
+
+PAPER_STRENGTH = 0.27
+"""Of CEL0 in the authors' notebook, for patches of 256 pixels and a variance of 0.1."""
+
+
+class NotFitted(SparsityError, AttributeError):
+    """An estimator was asked for what only `fit` gives it."""
+
+
+class Estimator:
+    """Parameters are the arguments of `__init__`, kept under their names and never changed."""
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Returns the parameters by name.
+
+        Args:
+            deep: Accepted for scikit-learn's sake; no parameter is an estimator.
+        """
+        return {name: getattr(self, name) for name in self._names()}
+
+    def set_params(self, **parameters: Any) -> Self:
+        """Sets parameters by name, for the next fit, and returns the estimator.
+
+        Raises:
+            UnknownName: For a name that `__init__` does not have.
+        """
+        for name, value in parameters.items():
+            if name not in self._names():
+                raise UnknownName(f"parameter of {type(self).__name__}", name, self._names())
+            setattr(self, name, value)
+        return self
+
+    def __repr__(self) -> str:
+        signature = inspect.signature(type(self).__init__).parameters
+        shown = {
+            name: value
+            for name, value in self.get_params().items()
+            if value is not signature[name].default
+        }
+        return f"{type(self).__name__}({', '.join(f'{k}={_brief(v)}' for k, v in shown.items())})"
+
+    def __sklearn_tags__(self) -> Any:
+        from sklearn.utils import InputTags, Tags, TargetTags, TransformerTags
+
+        return Tags(
+            estimator_type=None,
+            target_tags=TargetTags(required=False),
+            transformer_tags=TransformerTags(),
+            input_tags=InputTags(),
+        )
+
+    @classmethod
+    def _names(cls) -> list[str]:
+        return [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
+
+
+def chosen_penalty(penalty: str | Penalty, strength: float | None) -> Penalty:
+    """Returns the penalty that two parameters mean.
+
+    Raises:
+        UnknownName: For an unknown name.
+        SparsityError: If a penalty that is built already comes with a strength.
+
+    Example:
+        >>> chosen_penalty("cel0", None)
+        CEL0(strength=0.27, norm=1.0)
+    """
+    if isinstance(penalty, Penalty):
+        if strength is not None:
+            raise SparsityError(
+                f"strength={strength!r} was given beside {penalty}, which has its own: set it there"
+            )
+        return penalty
+    return by_name(penalty, strength=PAPER_STRENGTH if strength is None else strength)
+
+
+def chosen_stopping(tolerance: float, max_steps: int, measure: Any) -> Stopping:
+    """Returns the criterion that three parameters mean."""
+    return Stopping(tolerance=tolerance, max_steps=max_steps, measure=measure)
+
+
+def _brief(value: Any) -> str:
+    shape = getattr(value, "shape", None)
+    return repr(value) if shape is None else f"<{type(value).__name__} {tuple(shape)}>"

@@ -1,0 +1,232 @@
+"""The training of one autoencoder, batch by batch; `train_together` gives the batches."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from sparsecraft.core import seeds
+from sparsecraft.core.code import Code
+from sparsecraft.core.errors import InvalidValue, NonFinite
+from sparsecraft.core.kinds import Side
+from sparsecraft.model.ranks import mean_over_ranks_, reduce_over_ranks_
+from sparsecraft.model.sae import scaling as scalings
+from sparsecraft.model.sae.bias import ROWS, geometric_median
+from sparsecraft.model.sae.counters import FiringCounter
+from sparsecraft.model.sae.objective import Objective, objective
+from sparsecraft.model.sae.projected_adam import ProjectedAdam
+from sparsecraft.model.sae.resampling import resample
+from sparsecraft.model.sae.row_scaling import RowScaling
+from sparsecraft.model.sae.scaling import Scaling
+
+if TYPE_CHECKING:
+    from sparsecraft.model.activation_store import ActivationBatch, ActivationStore
+    from sparsecraft.model.sae.autoencoder import SparseAutoencoder
+    from sparsecraft.model.sae.training_settings import SAETraining
+
+RECORDS = 200
+
+
+class Trainer:
+    """One autoencoder in training, in the units of the training.
+
+    Args:
+        sae: Changed in place; `fold` brings it back to raw activations.
+        training: Settings.
+
+    Raises:
+        InvalidValue: If its weights are of a half precision.
+    """
+
+    def __init__(self, sae: SparseAutoencoder, training: SAETraining) -> None:
+        if sae.W_dec.dtype not in (torch.float32, torch.float64):
+            raise InvalidValue(
+                f"weights of type {sae.W_dec.dtype} cannot be trained: call .float() first; for "
+                "speed give SAETraining(precision='bfloat16')"
+            )
+        self.sae, self.training = sae, training
+        self.auxiliary = training.auxiliary_of(sae.activation)
+        self.optimizer = ProjectedAdam(
+            sae,
+            unit=sae.tied or training.decoder == "unit",
+            betas=training.betas,
+            epsilon=training.epsilon,
+        )
+        momentum = None if self.auxiliary is None else self.auxiliary.density_momentum
+        self.counter = FiringCounter(sae.d_sae, sae.W_dec.device, density_momentum=momentum)
+        self.scaling = Scaling()
+        self.steps_done = 0
+        self.history: list[dict[str, float]] = []
+        self._sums: dict[str, float] = {}
+        self._summed = 0
+
+    def begin(self, store: ActivationStore) -> None:
+        """Sets the scale and the first bias from activations, before the first step."""
+        self.scaling = self._scaling(store)
+        if self.sae.trained:
+            scalings.fold(self.sae, self.scaling.inverse)
+        elif self.training.bias != "keep":
+            self._first_bias(store)
+        if self.optimizer.unit:
+            scalings.make_rows_unit(self.sae)
+
+    def step(self, batch: ActivationBatch) -> None:
+        """Takes one step of the optimiser.
+
+        Raises:
+            NonFinite: If activations or gradients are NaN or infinite; the weights are then those
+                of the step before.
+        """
+        training, number = self.training, self.steps_done
+        self.sae.train()
+        found = self._objective(batch, number)
+        self.optimizer.clear()
+        found.total.backward()
+        rate = training.rate(number, self.sae.d_sae)
+        self._clipped(found, number)
+        self.optimizer.step(rate)
+        self.counter.add(found.z)
+        self._update(found, (number + 1) / training.steps)
+        self._resample(found, number + 1)
+        self.steps_done += 1
+        self._record(found, rate)
+
+    def finish(self) -> None:
+        """Folds the scale into the weights, which then read raw activations."""
+        scalings.fold(self.sae, self.scaling)
+        self.sae.trained = True
+        self.sae.zero_grad(set_to_none=True)
+        self.sae.eval()
+
+    def dead(self) -> Tensor:
+        """Returns bool (d_sae,): the latents that are dead now."""
+        return self.counter.dead(self.training.silence())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns everything the training needs to go on."""
+        return {
+            "sae": self.sae.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "counter": self.counter.state_dict(),
+            "scale": [self.scaling.inputs, self.scaling.targets],
+            "steps_done": self.steps_done,
+            "history": self.history,
+            "sums": [self._summed, self._sums],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes up a state."""
+        self.sae.load_state_dict(state["sae"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.counter.load_state_dict(state["counter"])
+        self.scaling = Scaling(*state["scale"])
+        self.steps_done = state["steps_done"]
+        self.history = list(state["history"])
+        self._summed, self._sums = state["sums"][0], dict(state["sums"][1])
+
+    def _objective(self, batch: ActivationBatch, number: int) -> Objective:
+        sae = self.sae
+        x = sae.check_input(batch.x.to(sae.W_dec.device))
+        target = None if batch.target is None else batch.target.to(x)
+        gradient = None if batch.gradient is None else batch.gradient.to(x)
+        return objective(
+            sae,
+            x * self.scaling.inputs,
+            target=None if target is None else target * self.scaling.targets,
+            gradient=None if gradient is None else gradient / self.scaling.inputs,
+            dead=self.dead(),
+            density=self.counter.density,
+            warmth=self.training.warmth(number),
+            auxiliary=self.auxiliary,
+            prefix_loss=self.training.prefix_loss,
+            precision=self.training.precision,
+        )
+
+    def _clipped(self, found: Objective, number: int) -> None:
+        """Averages gradients over ranks and clips their norm.
+
+        Raises:
+            NonFinite: If the norm is NaN or infinite, on every rank alike.
+        """
+        gradients = self.optimizer.gradients()
+        mean_over_ranks_(gradients)
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if not bool(torch.isfinite(norm)):
+            losses = ", ".join(f"{k} {float(v.detach()):g}" for k, v in found.parts.items())
+            raise NonFinite(
+                f"the training diverged in step {number + 1} of {self.training.steps}: the "
+                f"gradients' norm is {float(norm)} ({losses}). The last checkpoint is kept. Give a "
+                "smaller learning_rate, or a longer warm_up."
+            )
+        if self.training.clip is not None and float(norm) > self.training.clip:
+            torch._foreach_mul_(gradients, self.training.clip / (float(norm) + 1e-6))
+
+    @torch.no_grad()
+    def _update(self, found: Objective, progress: float) -> None:
+        """Lets the activation change its state, from what all ranks saw."""
+        sae = self.sae
+        side = Side(sae.decoder_rows().detach(), found.gradient)
+        z = found.z
+        z = z.with_values(z.values.detach()) if isinstance(z, Code) else z.detach()
+        statistics = dict(sae.activation.observe(found.u, z, sae.own, side))
+        reduce_over_ranks_(statistics, sae.activation.reductions)
+        sae.activation.update(sae.own, statistics, progress)
+
+    def _resample(self, found: Objective, number: int) -> None:
+        settings = self.training.resample
+        if settings is None or not settings.due(number, self.training.steps):
+            return
+        errors = (found.target - found.reconstruction).detach().square().sum(1)
+        stream = seeds.generator(self.training.seed, "resampling", number)
+        latents = resample(
+            self.sae,
+            self.dead(),
+            found.inner,
+            found.target,
+            errors,
+            settings.encoder_norm,
+            stream,
+        )
+        self.optimizer.forget(latents)
+        self.counter.reset(latents)
+
+    def _record(self, found: Objective, rate: float) -> None:
+        entries = found.z.values if isinstance(found.z, Code) else found.z
+        seen = {name: float(part.detach()) for name, part in found.parts.items()}
+        seen["active"] = int((entries.detach() != 0).sum()) / len(found.inner)
+        for name, value in seen.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+        self._summed += 1
+        every = max(1, self.training.steps // RECORDS)
+        if self.steps_done % every and self.steps_done != self.training.steps:
+            return
+        means = {name: value / self._summed for name, value in self._sums.items()}
+        dead = float(self.dead().double().mean())
+        record = {"step": float(self.steps_done), "learning_rate": rate, **means, "dead": dead}
+        self.history.append(record)
+        self._sums, self._summed = {}, 0
+
+    def _scaling(self, store: ActivationStore) -> Scaling:
+        if not self.training.scale_inputs or self.sae.row_norm != "none":
+            return Scaling()
+        inputs = store.scale()
+        target = store.sample(min(len(store), ROWS)).target
+        if target is None:
+            return Scaling(inputs, inputs)
+        norm = float(target.norm(dim=1).double().mean())
+        if norm == 0:
+            raise InvalidValue("all targets looked at are zero: there is nothing to reconstruct")
+        return Scaling(inputs, float(self.sae.d_out**0.5 / norm))
+
+    @torch.no_grad()
+    def _first_bias(self, store: ActivationStore) -> None:
+        """Sets b_dec to the centre of a sample, as the loss sees it."""
+        batch = store.sample(min(len(store), ROWS), self.training.seed)
+        x = batch.x * self.scaling.inputs
+        scaling = RowScaling.of(x, self.sae.row_norm)
+        rows = x if batch.target is None else batch.target * self.scaling.targets
+        rows = scaling.apply(rows)
+        centre = geometric_median(rows) if self.training.bias == "median" else rows.mean(0)
+        self.sae.b_dec.copy_(centre)
