@@ -198,8 +198,8 @@ class ModelSize:
 class IOIModel(nn.Module):
     """A pre-norm decoder over `WORDS`: (rows, LENGTH) tokens to (rows, names) logits of the next.
 
-    Each block's attention has the module `z`, whose output is what the heads bring, side by side,
-    before they are joined: a hook point for single heads.
+    Hook points of a block: `z` gives what the heads bring, side by side, before they are joined, so
+    that single heads can be taken; `middle` the stream between attention and feed-forward layer.
 
     Args:
         size: Of the decoder.
@@ -235,6 +235,7 @@ class _Block(nn.Module):
         self.qkv = nn.Linear(size.width, 3 * size.width)
         self.z = nn.Identity()
         self.joined = nn.Linear(size.width, size.width)
+        self.middle = nn.Identity()
         self.up = nn.Linear(size.width, 4 * size.width)
         self.down = nn.Linear(4 * size.width, size.width)
 
@@ -243,7 +244,7 @@ class _Block(nn.Module):
         parts = self.qkv(self.norm1(x)).view(rows, length, 3, self.heads, -1).unbind(2)
         q, k, v = (part.transpose(1, 2) for part in parts)
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + self.joined(self.z(mixed.transpose(1, 2).reshape(rows, length, width)))
+        x = self.middle(x + self.joined(self.z(mixed.transpose(1, 2).reshape(rows, length, width))))
         return x + self.down(F.gelu(self.up(self.norm2(x))))
 
 

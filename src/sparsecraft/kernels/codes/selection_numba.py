@@ -127,7 +127,7 @@ def _kth(keys, count, keep, heap):
 
 @compiled
 def _take(found, keys, candidates, keep, heap, out):
-    """Writes the columns of the largest candidates in order; of ties the first. Returns how many."""
+    """Writes the columns of the largest candidates, of ties the first; returns how many."""
     least = _kth(keys, candidates, keep, heap)
     above = 0
     for place in range(candidates):

@@ -31,7 +31,6 @@ from sparsecraft.model.activation_store.recorder import next_token_loss
 from sparsecraft.model.activation_store.settings import model_facts
 from sparsecraft.model.digests import digest
 
-STORY_WINDOWS = 2048
 BYTE_LAYERS, BYTE_WIDTH, BYTE_STEPS, BYTE_RATE = 2, 128, 1200, 2e-3
 
 
@@ -128,7 +127,7 @@ def _documentation() -> dict[str, Any]:
 
 @remember
 def _stories() -> CausalTask:
-    return Stories260k(training_windows=STORY_WINDOWS)
+    return Stories260k()
 
 
 @remember

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -171,6 +172,33 @@ class SparseAutoencoder(Estimator, nn.Module):
         from sparsecraft.model.sae.splice import spliced
 
         return spliced(self, model, at, **options)
+
+    def save_pretrained(
+        self, path: str | Path, *, format: str = "sparsecraft", overwrite: bool = False
+    ) -> tuple[str, ...]:
+        """Writes this autoencoder into a directory; see `model.sae.files.save_pretrained`.
+
+        Returns:
+            What the format could not say, in sentences for the user; nothing is lost in ours.
+        """
+        from sparsecraft.model.sae.files import save_pretrained
+
+        return save_pretrained(self, path, format=format, overwrite=overwrite)
+
+    @classmethod
+    def from_pretrained(
+        cls, source: str | Path, subfolder: str = "", **options: Any
+    ) -> SparseAutoencoder:
+        """Returns a saved autoencoder of any format that is read, in evaluation mode.
+
+        Args:
+            source: A directory or file, or a hub id: "org/name", "org/name/folder".
+            subfolder: A folder in it.
+            options: `format`, `dtype`, `activation_scale`: see `model.sae.files.from_pretrained`.
+        """
+        from sparsecraft.model.sae.files import from_pretrained
+
+        return from_pretrained(source, subfolder, **options)
 
     @property
     def own(self) -> Own:

@@ -1,4 +1,7 @@
-"""An autoencoder as scikit-learn knows estimators: fit, transform, inverse_transform, score."""
+"""An autoencoder as scikit-learn knows estimators, and as transformers knows models: the verbs.
+
+fit, transform, inverse_transform, score; save_pretrained, from_pretrained.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ ROWS_AT_ONCE = 4096
 
 
 class Estimator:
-    """The part of `SparseAutoencoder` that trains it, and applies it to whole sets of rows."""
+    """The part of `SparseAutoencoder` that trains it, applies it to sets of rows, and saves it."""
 
     def fit(
         self,
@@ -136,6 +139,27 @@ class Estimator:
         freeze_thresholds(cast("SparseAutoencoder", self), as_store(data), rows, batch, seed)
         return self
 
+    def save_pretrained(
+        self, path: str | Path, *, format: str = "sparsecraft", overwrite: bool = False
+    ) -> tuple[str, ...]:
+        """Writes it into a directory; see `sparsecraft.model.sae.files.save_pretrained`."""
+        from sparsecraft.model.sae.files import save_pretrained
+
+        sae = cast("SparseAutoencoder", self)
+        return save_pretrained(sae, path, format=format, overwrite=overwrite)
+
+    @staticmethod
+    def from_pretrained(
+        source: str | Path, subfolder: str = "", **options: Any
+    ) -> SparseAutoencoder:
+        """Returns a saved one, of any format that is read.
+
+        See `sparsecraft.model.sae.files.from_pretrained`.
+        """
+        from sparsecraft.model.sae.files import from_pretrained
+
+        return from_pretrained(source, subfolder, **options)
+
     def _by_part(self, x: Rows, function: Callable[[Tensor], Tensor], width: int) -> Rows:
         """Returns the function of rows, some thousand at a time, in the type of x."""
         sae = cast("SparseAutoencoder", self)
@@ -145,7 +169,7 @@ class Estimator:
         with evaluating(sae):
             parts = [function(part.to(device)) for part in flat.split(ROWS_AT_ONCE)]
         out = torch.cat(parts).reshape(*rows.shape[:-1], width)
-        return cast(Rows, out.cpu().numpy() if isinstance(x, np.ndarray) else out)
+        return out.cpu().numpy() if isinstance(x, np.ndarray) else out
 
 
 @contextmanager

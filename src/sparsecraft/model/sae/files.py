@@ -106,9 +106,7 @@ def from_pretrained(
         raise CheckpointError(f"{path}: {error}") from error
 
 
-def skeleton(
-    d_in: int, d_sae: int, activation: Activation, **options: Any
-) -> SparseAutoencoder:
+def skeleton(d_in: int, d_sae: int, activation: Activation, **options: Any) -> SparseAutoencoder:
     """Returns an autoencoder whose tensors have shapes and no content yet; `filled` fills it."""
     with torch.device("meta"):
         return SparseAutoencoder(d_in, d_sae, activation, **options)
@@ -162,5 +160,3 @@ def _check_state(places: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> N
                 f"{name} has NaN or infinite values: the training that made it diverged, or the "
                 "file is damaged"
             )
-
-

@@ -16,6 +16,7 @@ from sparsecraft.core.errors import InvalidValue, MissingStatistic
 from sparsecraft.core.fidelity import ReconstructionSums
 from sparsecraft.core.kinds import Selecting
 from sparsecraft.model.activation_store import ActivationStore
+from sparsecraft.model.digests import digest
 from sparsecraft.model.ranks import check_agreement, mean_over_ranks_, rank, world_size
 from sparsecraft.model.sae import checkpoint
 from sparsecraft.model.sae.report import SAEReport
@@ -80,16 +81,21 @@ def train_together(
     trainers = [Trainer(sae, each) for sae, each in zip(saes, plans, strict=True)]
     reader = rows.reader(plan.batch // world_size(), plan.seed, rank(), world_size())
     identity = _identity(trainers, store)
-    check_agreement(identity)
+    if world_size() > 1:
+        weights = {f"weights of {n}": digest(sae.state_dict().items()) for n, sae in enumerate(saes)}
+        check_agreement({**identity, **weights})
     folder = None if directory is None else Path(directory)
     before = None if folder is None else checkpoint.load(folder, trainers, reader, identity)
-    if before is None:
-        for trainer in trainers:
-            trainer.begin(rows)
     first = trainers[0].steps_done
-    spent = _run(trainers, reader, folder, identity, before or 0.0, progress)
+    try:
+        if before is None:
+            for trainer in trainers:
+                trainer.begin(rows)
+        spent = _run(trainers, reader, folder, identity, before or 0.0, progress)
+    finally:  # what a training that was stopped leaves reads raw activations too
+        for trainer in trainers:
+            trainer.finish()
     for trainer in trainers:
-        trainer.finish()
         trainer.sae.info.update(store.info)
         trainer.sae.report = _report(trainer, rows, held_out, spent, first)
     return list(saes)

@@ -26,7 +26,8 @@ class SAEReport:
         learning_rate: At its peak.
         scale: What inputs were multiplied by in training; it is folded into the weights.
         target_scale: What targets were multiplied by.
-        history: Averages between records: step, learning_rate, each loss by name, active (L0), dead.
+        history: Averages between records: step, learning_rate, active (the L0), dead, and each loss
+            by its name.
         resumed_from: The step at which this session took up an earlier one, or 0.
         world: Processes that trained together.
         notes: What was done beside what was asked.

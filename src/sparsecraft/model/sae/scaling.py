@@ -9,9 +9,10 @@ Codes and thresholds stay as they were in training.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
+from torch import Tensor
 
 if TYPE_CHECKING:
     from sparsecraft.model.sae.autoencoder import SparseAutoencoder
@@ -23,7 +24,8 @@ class Scaling:
 
     Args:
         inputs: Of what is encoded.
-        targets: Of what is reconstructed; another number only for a transcoder.
+        targets: Of what is reconstructed; another number only where b_dec is not subtracted from
+            inputs.
     """
 
     inputs: float = 1.0
@@ -46,22 +48,19 @@ def fold(sae: SparseAutoencoder, scaling: Scaling) -> None:
     if sae.row_norm != "none" or scaling == Scaling():
         return
     s, t = scaling.inputs, scaling.targets
-    if sae.subtracts_bias and s != t:
-        # (s x - b) W = (x - b / t) s W + b W (s / t - 1)
-        sae.b_enc += (s / t - 1) * (sae.b_dec @ sae.encoder())
     if sae.W_enc is None:
-        sae.W_dec *= s
-        sae.scale /= s * t  # type: ignore[operator]
+        sae.W_dec.mul_(s)
+        cast(Tensor, sae.scale).div_(s * t)
     else:
-        sae.W_enc *= s
-        sae.W_dec /= t
-    sae.b_dec /= t
+        sae.W_enc.mul_(s)
+        sae.W_dec.div_(t)
+    sae.b_dec.div_(t)
     if sae.W_skip is not None:
-        sae.W_skip *= s / t
+        sae.W_skip.mul_(s / t)
 
 
 @torch.no_grad()
 def make_rows_unit(sae: SparseAutoencoder) -> None:
     """Gives each row of the decoder norm one, in place; a row of zeros stays."""
     norms = sae.W_dec.norm(dim=1, keepdim=True)
-    sae.W_dec /= norms.clamp_min(torch.finfo(norms.dtype).tiny)
+    sae.W_dec.div_(norms.clamp_min(torch.finfo(norms.dtype).tiny))

@@ -96,7 +96,7 @@ class Trainer:
     def finish(self) -> None:
         """Folds the scale into the weights, which then read raw activations."""
         scalings.fold(self.sae, self.scaling)
-        self.sae.trained = True
+        self.sae.trained = self.sae.trained or self.steps_done > 0
         self.sae.zero_grad(set_to_none=True)
         self.sae.eval()
 
@@ -209,16 +209,45 @@ class Trainer:
         self._sums, self._summed = {}, 0
 
     def _scaling(self, store: ActivationStore) -> Scaling:
-        if not self.training.scale_inputs or self.sae.row_norm != "none":
+        kept = self._kept_norm() if self.sae.trained and self.optimizer.unit else None
+        if self.sae.row_norm != "none":
             return Scaling()
-        inputs = store.scale()
+        if kept is not None and self.sae.tied:
+            return Scaling(kept, kept)
+        inputs = store.scale() if self.training.scale_inputs else 1.0
+        if kept is not None:
+            return Scaling(inputs if self._two_scales(store) else 1 / kept, 1 / kept)
+        if not self.training.scale_inputs:
+            return Scaling()
         target = store.sample(min(len(store), ROWS)).target
-        if target is None:
+        if target is None or not self._two_scales(store):
             return Scaling(inputs, inputs)
         norm = float(target.norm(dim=1).double().mean())
         if norm == 0:
             raise InvalidValue("all targets looked at are zero: there is nothing to reconstruct")
         return Scaling(inputs, float(self.sae.d_out**0.5 / norm))
+
+    def _two_scales(self, store: ActivationStore) -> bool:
+        """Returns whether b_dec is in the units of a target alone."""
+        return store.sample(1).target is not None and not self.sae.subtracts_bias
+
+    @torch.no_grad()
+    def _kept_norm(self) -> float:
+        """Returns the norm that all rows of a trained dictionary have, by which it goes on.
+
+        Raises:
+            InvalidValue: If they differ, so that norms of one would change what it computes.
+        """
+        norms = self.sae.W_dec.norm(dim=1)
+        least, most = float(norms.min()), float(norms.max())
+        wanted = (least + most) / 2 if self.sae.row_norm == "none" else 1.0
+        if max(most - wanted, wanted - least) > 1e-3 * wanted:
+            raise InvalidValue(
+                f"rows of the trained decoder have norms from {least:g} to {most:g}; to bring all "
+                "to one would change what the autoencoder computes. Give "
+                "SAETraining(decoder='free') to go on with it."
+            )
+        return wanted
 
     @torch.no_grad()
     def _first_bias(self, store: ActivationStore) -> None:

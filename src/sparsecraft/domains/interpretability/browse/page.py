@@ -195,14 +195,16 @@ def _settings(sae: SparseAutoencoder) -> str:
 
 
 def _title(store: ActivationStore) -> str:
-    model = store.info.get("model") or "activations"
-    return f"{Path(str(model)).name} at {store.at}" if store.at else str(model)
+    source = Path(str(store.info.get("model") or "activations"))
+    # Many folders are called "model"; the one above then says which.
+    name = f"{source.parent.name}/{source.name}" if source.name == "model" else source.name
+    return f"{name} at {store.at}" if store.at else name
 
 
 def _json(data: dict[str, Any]) -> str:
-    # "</" would end the script element that holds the data.
+    # "</script" and "<!--" would end or change the script element that holds the data.
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return text.replace("</", "<\\/").replace("<!--", "<\\!--")
+    return text.replace("<", "\\u003c")
 
 
 def _file(name: str) -> str:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sparsecraft.core.penalties import Penalty
-from sparsecraft.core.solvers import Decay, Solution, Stopping, ista
+from sparsecraft.core.solvers import Decay, Solution, Stopping, ista, lipschitz
 
 SMALLEST_NORM = 1e-8
 Solver = Callable[..., Solution]
@@ -30,6 +30,7 @@ class BatchResult:
         error: Mean squared entry of the residual that made the step; NaN if no row had settled.
         settled: bool (rows,).
         steps: int64 (rows,) of the coding.
+        shortened: Whether the dictionary's step would have overshot and was shortened.
     """
 
     dictionary: Tensor
@@ -37,6 +38,7 @@ class BatchResult:
     error: float
     settled: Tensor
     steps: Tensor
+    shortened: bool = False
 
 
 def unit_rows(dictionary: Tensor) -> Tensor:
@@ -86,10 +88,13 @@ def learn_batch(
     length = step(int(found.steps.max()) - 1) if isinstance(step, Decay) else step
     codes = penalty.prox(codes + length * (rows - codes @ atoms) @ atoms.T, first)
     residual = rows - codes @ atoms
+    curvature = lipschitz(codes)
+    shortened = rate > 2 / curvature
     return BatchResult(
-        dictionary=atoms + rate * codes.T @ residual,
+        dictionary=atoms + (1 / curvature if shortened else rate) * codes.T @ residual,
         codes=codes,
         error=float(residual.square().mean()),
         settled=found.settled,
         steps=found.steps,
+        shortened=shortened,
     )

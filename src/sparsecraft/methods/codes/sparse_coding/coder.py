@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from sparsecraft.core.errors import InvalidValue, UnknownName
-from sparsecraft.core.fidelity import ReconstructionSums
 from sparsecraft.core.penalties import CEL0, L1, Penalty
 from sparsecraft.core.solvers import Stopping, debias, fista, ista, lasso_gap
 from sparsecraft.core.solvers.proximal import Step, checked_step
@@ -143,21 +142,11 @@ class SparseCoder(Estimator):
         )
         return back(codes)
 
-    def fit_transform(self, X: Any, y: Any = None) -> Any:
-        """Returns the codes of X."""
-        return self.transform(X)
-
     def inverse_transform(self, codes: Any) -> Any:
         """Returns (rows, d), the sums of atoms that the codes stand for."""
         atoms = as_rows(self.dictionary, what="the dictionary")[0]
         rows, back = as_rows(codes, len(atoms), "the code")
         return back(rows @ atoms.to(rows))
-
-    def score(self, X: Any, y: Any = None) -> float:
-        """Returns the fraction of variance that the codes of X explain; 0 is predicting the mean."""
-        atoms = as_rows(self.dictionary, what="the dictionary")[0]
-        rows = as_rows(X, atoms.shape[1])[0]
-        return explained(rows, self.transform(rows) @ atoms.to(rows))
 
     @property
     def n_features_in_(self) -> int:
@@ -215,10 +204,3 @@ def chosen_solver(name: str) -> Solver:
     if name not in get_args(SolverName):
         raise UnknownName("solver", str(name), SOLVERS)
     return SOLVERS[name]
-
-
-def explained(rows: Tensor, reconstruction: Tensor) -> float:
-    """Returns 1 - the fraction of variance unexplained."""
-    sums = ReconstructionSums()
-    sums.add(rows, reconstruction)
-    return sums.explained_variance

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import inspect
+from abc import ABC, abstractmethod
 from typing import Any, Self
 
 from sparsecraft.core.errors import SparsityError, UnknownName
+from sparsecraft.core.fidelity import ReconstructionSums
 from sparsecraft.core.penalties import Penalty, by_name
 from sparsecraft.core.solvers import Stopping
+from sparsecraft.methods.codes.sparse_coding.rows import as_rows
 
 PAPER_STRENGTH = 0.27
 """Of CEL0 in the authors' notebook, for patches of 256 pixels and a variance of 0.1."""
@@ -17,8 +20,31 @@ class NotFitted(SparsityError, AttributeError):
     """An estimator was asked for what only `fit` gives it."""
 
 
-class Estimator:
-    """Parameters are the arguments of `__init__`, kept under their names and never changed."""
+class Estimator(ABC):
+    """A transformer whose parameters are the arguments of `__init__`, kept under their names."""
+
+    @abstractmethod
+    def fit(self, X: Any, y: Any = None) -> Self:
+        """Returns the estimator, fitted to X (rows, d)."""
+
+    @abstractmethod
+    def transform(self, X: Any) -> Any:
+        """Returns the codes (rows, components) of X (rows, d)."""
+
+    @abstractmethod
+    def inverse_transform(self, codes: Any) -> Any:
+        """Returns the rows (rows, d) that codes (rows, components) stand for."""
+
+    def fit_transform(self, X: Any, y: Any = None) -> Any:
+        """Returns the codes of X after fitting to it."""
+        return self.fit(X, y).transform(X)
+
+    def score(self, X: Any, y: Any = None) -> float:
+        """Returns the fraction of variance that the codes of X explain; the mean gives 0."""
+        rows = as_rows(X)[0]
+        sums = ReconstructionSums()
+        sums.add(rows, self.inverse_transform(self.transform(rows)))
+        return sums.explained_variance
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """Returns the parameters by name.

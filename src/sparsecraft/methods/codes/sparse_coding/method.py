@@ -93,9 +93,7 @@ class SparseCoding(Elementwise):
         step = 1.0 if self.step is None else self.step
         return self._prox_of.prox(step * u, step)
 
-    def iterate(
-        self, u: Tensor, own: Own, encoder: Tensor, decoder: Tensor, steps: int
-    ) -> Tensor:
+    def iterate(self, u: Tensor, own: Own, encoder: Tensor, decoder: Tensor, steps: int) -> Tensor:
         """Returns the code after proximal gradient steps from zero."""
         if steps == 1:
             return self.apply(u, own)

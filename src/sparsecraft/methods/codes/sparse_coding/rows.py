@@ -15,7 +15,7 @@ Back = Callable[[Tensor], Any]
 
 
 def as_rows(x: Any, width: int | None = None, what: str = "X") -> tuple[Tensor, Back]:
-    """Returns rows (rows, width) in a floating type, and what turns a result into the caller's kind.
+    """Returns rows (rows, width) in a floating type, and what turns a result into their kind.
 
     float32 and float64 stay; NumPy's and Python's whole numbers become float64.
 

@@ -92,6 +92,8 @@ class InferenceForm:
             out_scale: What outputs were multiplied by, if something else.
         """
         out = scale if out_scale is None else out_scale
+        if scale == out == 1:
+            return self
         return replace(
             self,
             W_enc=self.W_enc * scale,

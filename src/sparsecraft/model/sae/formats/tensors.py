@@ -51,6 +51,25 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} is damaged: {error}. Copy it again.") from error
 
 
+def write_safetensors(
+    tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Writes tensors row-major, from whatever device and layout they have."""
+    from safetensors.torch import save_file
+
+    ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(ready, str(path), {"format": "pt", **(metadata or {})})
+
+
+def widened(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns tensors in which a fold loses nothing: half precision becomes float32."""
+    wide = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
+    return {
+        name: tensor.detach().to(wide.get(tensor.dtype, tensor.dtype))
+        for name, tensor in tensors.items()
+    }
+
+
 def read_arrays(path: Path) -> dict[str, Tensor]:
     """Returns the tensors of a NumPy archive (.npz).
 
