@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from tests.models import ARCHITECTURES, batches_for, tiny_bert, tiny_llama, tiny_mixtral
 from torch import nn
 
 from sparsecraft.core.errors import InvalidValue, UnknownName
 from sparsecraft.model.hook_points import hook_point
-from tests.models import ARCHITECTURES, batches_for, tiny_bert, tiny_llama, tiny_mixtral
 
 
 def taken(model, name):

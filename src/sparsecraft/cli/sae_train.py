@@ -34,7 +34,7 @@ def parser() -> Parser:
             "      --activation abstopk --option k=32 --expansion 8 --out my-sae\n"
             "  sparsecraft sae train my-llama --at model.layers.2 --text notes.txt \\\n"
             "      --activation gradient_topk --option k=32 --out my-sae\n"
-            "  sparsecraft methods --kind Selecting"
+            "  sparsecraft methods --of codes"
         ),
     )
     made.add_argument("model", metavar="MODEL", help="model directory, or hub id")

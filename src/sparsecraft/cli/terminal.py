@@ -37,6 +37,6 @@ def progress(title: str) -> Iterator[Progress]:
         task = bar.add_task("", total=None)
 
         def tell(stage: str, done: int, total: int) -> None:
-            bar.update(task, description=stage, completed=done, total=total)
+            bar.update(task, description=stage, completed=done, total=total or None)
 
         yield tell

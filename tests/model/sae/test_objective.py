@@ -57,9 +57,9 @@ def test_a_transcoder_is_compared_with_its_target():
 
 
 def test_a_missing_target_or_gradient_is_said():
-    with pytest.raises(InvalidValue, match="reconstructs 4 entries, .* has 6.*target"):
+    with pytest.raises(InvalidValue, match=r"reconstructs 4 entries, .* has 6.*target"):
         objective(SparseAutoencoder(6, 12, TopK(k=3), d_out=4), rows())
-    with pytest.raises(MissingStatistic, match="GradientTopK .* gradients=True"):
+    with pytest.raises(MissingStatistic, match=r"GradientTopK .* gradients=True"):
         objective(SparseAutoencoder(6, 12, GradientTopK(k=3)), rows())
 
 
@@ -104,7 +104,9 @@ def test_what_auxk_is_divided_by(settings, factor):
     residual = x - sae(x)
     size = (residual - residual.mean(0)).square().sum(1).mean()
     total = (x - x.mean(0)).square().sum(1).mean()
-    torch.testing.assert_close(other, by_residual * (size if factor == "residual" else size / total))
+    torch.testing.assert_close(
+        other, by_residual * (size if factor == "residual" else size / total)
+    )
 
 
 def test_few_dead_latents_count_less():

@@ -6,6 +6,8 @@ back, so that amplitude times decoder row is what the activation itself has of t
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -46,17 +48,26 @@ def directions(sae: SparseAutoencoder) -> Tensor:
 def scale_warning(sae: SparseAutoencoder, x: Tensor) -> str | None:
     """Returns why x seems to be scaled otherwise than what the autoencoder was trained on, or None.
 
-    Rows whose mean norm differs by more than a fifth from the training's are suspect. Where the
-    file does not say that norm, only reconstructions far too long or short can tell.
+    Mean norms that differ by more than a fifth are suspect. None too where neither the file nor a
+    training in this process says the norm.
     """
-    given = float(x.norm(dim=1).mean())
-    known = sae.info.get("mean_norm")
-    if known is not None:
-        ratio = given / float(known)
-        if abs(ratio - 1) <= SCALE_TOLERANCE:
-            return None
-        return (
-            f"the activations have a mean norm of {given:.4g}, those of the training had "
-            f"{float(known):.4g}: another hook point, or scaled otherwise"
-        )
-    return None
+    known = trained_norm(sae)
+    if known is None or sae.row_norm != "none":
+        return None
+    given = float(x.norm(dim=1).double().mean())
+    if abs(given / known - 1) <= SCALE_TOLERANCE:
+        return None
+    return (
+        f"the activations have a mean norm of {given:.4g}, those of the training had {known:.4g}: "
+        "another hook point, or scaled otherwise? Autoencoders read raw activations."
+    )
+
+
+def trained_norm(sae: SparseAutoencoder) -> float | None:
+    """Returns the mean norm of the activations that it was trained on, or None if unknown."""
+    if "mean_norm" in sae.info:
+        return float(sae.info["mean_norm"])
+    report = getattr(sae, "report", None)
+    if report is None or report.scale == 1:
+        return None
+    return math.sqrt(sae.d_in) / float(report.scale)

@@ -77,21 +77,22 @@ def fit_gabors(components: Any, shape: Shape | None = None) -> GaborFits:
     Reference:
         Rentzeperis et al., 2023, arXiv 2301.10002, methods.
     """
-    atoms, shape = as_fields(components, shape)
-    atoms = atoms / atoms.norm(dim=1, keepdim=True).clamp_min(1e-300)
+    given, shape = as_fields(components, shape)
+    atoms = given / given.norm(dim=1, keepdim=True).clamp_min(1e-300)
     grid = _Grid(*positions(shape), longest=float(max(shape)))
     starts = _starts(atoms, grid, shape)
     errors = grid.error(starts, atoms[:, None])
     kept = errors.topk(min(REFINED, errors.shape[1]), largest=False).indices
     found = grid.refine(starts.gather(1, kept[..., None].expand(-1, -1, 8)), atoms[:, None])
     best = grid.error(found, atoms[:, None]).argmin(1)
-    return _fits(
-        found[torch.arange(len(atoms)), best], atoms, grid, as_fields(components, shape)[0]
-    )
+    return _fits(found[torch.arange(len(atoms)), best], atoms, grid, given)
 
 
 class _Grid:
-    """Gabor functions at fixed pixels; parameters (..., 8): x0, y0, angle, f, log s, log s, c, s."""
+    """Gabor functions at fixed pixels.
+
+    Parameters are (..., 8): x0, y0, angle, f, log sx, log sy, and the weights of cosine and sine.
+    """
 
     def __init__(self, x: Tensor, y: Tensor, longest: float) -> None:
         self.x, self.y = x, y

@@ -107,7 +107,7 @@ def _half_width(response: Tensor, top: Tensor) -> Tensor:
 
     Steps to a side go on for half a turn at most, where the orthogonal orientation lies.
     """
-    n, count = response.shape
+    count = response.shape[1]
     level = response.amax(1) / math.sqrt(2)
     sides = []
     for direction in (1, -1):

@@ -59,7 +59,9 @@ def source_subject(seed: int, settings: Mapping[str, Any]) -> Subject:
     )
     train, test = (source_bytes.cut(part, CONTEXT) for part in (data.train, data.test))
     chosen = torch.randperm(len(train), generator=generator(seed, "dictionary windows"))
-    return Subject(model, "blocks.0", train[chosen[: settings["windows"]]], test)
+    return Subject(
+        model, "blocks.0", train[chosen[: settings["windows"]]], test[: settings["test_windows"]]
+    )
 
 
 def stories_subject(seed: int, settings: Mapping[str, Any]) -> Subject:
@@ -69,7 +71,7 @@ def stories_subject(seed: int, settings: Mapping[str, Any]) -> Subject:
     chosen = torch.randperm(len(train), generator=generator(seed, "dictionary windows"))
     count = settings["windows"] * CONTEXT // task.context
     model = task.load_model().eval()
-    return Subject(model, "model.layers.2", train[chosen[:count]], task.windows["test"][:192])
+    return Subject(model, "model.layers.2", train[chosen[:count]], task.windows["test"][:96])
 
 
 SUBJECTS = {"source bytes": source_subject, "stories260k": stories_subject}

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -22,7 +21,14 @@ from sparsecraft.core import seeds
 from sparsecraft.core.code import Code
 from sparsecraft.core.errors import InvalidValue, NonFinite, UnknownName
 from sparsecraft.core.kinds import Activation, Elementwise, Own, Selecting, Side
-from sparsecraft.kernels.codes import decode, selected_pre_activations
+from sparsecraft.kernels.codes import (
+    decode,
+    encode_rows,
+    pre_activations,
+    selected_pre_activations,
+)
+from sparsecraft.kernels.codes.encoder import Precision
+from sparsecraft.model.sae.direct import ranks_rows
 from sparsecraft.model.sae.estimator import Estimator
 from sparsecraft.model.sae.report import SAEReport
 from sparsecraft.model.sae.row_scaling import ROW_NORMS, RowNorm, RowScaling
@@ -119,17 +125,15 @@ class SparseAutoencoder(Estimator, nn.Module):
             return decode(z.starts, z.columns, z.values, self.decoder_rows(), self.b_dec)
         return z @ self.decoder_rows() + self.b_dec
 
-    def pre_activations(self, inner: Tensor, precision: str = "float32") -> Tensor:
+    def pre_activations(self, inner: Tensor, precision: Precision = "float32") -> Tensor:
         """Returns u (rows, d_sae) of normalised rows.
 
         Args:
             inner: (rows, d_in), normalised.
             precision: "bfloat16" rounds the factors of the product.
         """
-        if precision == "bfloat16":
-            product = self.centred(inner).bfloat16() @ self.encoder().bfloat16()
-            return product.to(inner.dtype) + self.b_enc
-        return torch.addmm(self.b_enc.to(inner.dtype), self.centred(inner), self.encoder())
+        x = self.centred(inner)
+        return pre_activations(x, self.encoder(), self.b_enc, precision).to(inner.dtype)
 
     def code_of(
         self,
@@ -137,22 +141,26 @@ class SparseAutoencoder(Estimator, nn.Module):
         *,
         gradient: Tensor | None = None,
         u: Tensor | None = None,
-        exact: bool = True,
+        precision: Precision = "float32",
     ) -> Tensor | Code:
         """Returns the code of normalised rows: sparse from a selection, else dense.
 
         Args:
             inner: (rows, d_in), normalised.
             gradient: (rows, d_in), or None.
-            u: The pre-activations, if they are there already.
-            exact: Whether these are in full precision; else selected ones are computed again.
+            u: The pre-activations, if they are there already; with their graph where the code
+                unrolls several steps.
+            precision: Of the product from which u comes, or a selection is made; values that are
+                selected are exact either way.
         """
         if isinstance(self.activation, Elementwise):
-            u = self.pre_activations(inner) if u is None else u
+            u = self.pre_activations(inner, precision) if u is None else u
             return self.activation.iterate(
                 u, self.own, self.encoder(), self.decoder_rows(), self.unroll
             )
-        return self._selected(inner, gradient, u, exact)
+        if u is None and self.unroll == 1 and ranks_rows(self.activation):
+            return self._ranked(inner, precision)
+        return self._selected(inner, gradient, u, precision)
 
     def reconstruct(self, z: Tensor | Code, inner: Tensor) -> Tensor:
         """Returns (rows, d_out) in normalised units: the decoded code, and the skip's share."""
@@ -172,33 +180,6 @@ class SparseAutoencoder(Estimator, nn.Module):
         from sparsecraft.model.sae.splice import spliced
 
         return spliced(self, model, at, **options)
-
-    def save_pretrained(
-        self, path: str | Path, *, format: str = "sparsecraft", overwrite: bool = False
-    ) -> tuple[str, ...]:
-        """Writes this autoencoder into a directory; see `model.sae.files.save_pretrained`.
-
-        Returns:
-            What the format could not say, in sentences for the user; nothing is lost in ours.
-        """
-        from sparsecraft.model.sae.files import save_pretrained
-
-        return save_pretrained(self, path, format=format, overwrite=overwrite)
-
-    @classmethod
-    def from_pretrained(
-        cls, source: str | Path, subfolder: str = "", **options: Any
-    ) -> SparseAutoencoder:
-        """Returns a saved autoencoder of any format that is read, in evaluation mode.
-
-        Args:
-            source: A directory or file, or a hub id: "org/name", "org/name/folder".
-            subfolder: A folder in it.
-            options: `format`, `dtype`, `activation_scale`: see `model.sae.files.from_pretrained`.
-        """
-        from sparsecraft.model.sae.files import from_pretrained
-
-        return from_pretrained(source, subfolder, **options)
 
     @property
     def own(self) -> Own:
@@ -255,22 +236,34 @@ class SparseAutoencoder(Estimator, nn.Module):
         scaling = RowScaling.of(rows, self.row_norm)
         return scaling.apply(rows), scaling.undo
 
+    def _ranked(self, inner: Tensor, precision: Precision) -> Code:
+        """Returns the code of the largest of each row; u is never formed whole."""
+        penalty = cast(Selecting, self.activation).penalty()
+        x, weight = self.centred(inner), self.encoder()
+        starts, columns, found = encode_rows(
+            x, weight, self.b_enc, penalty.k, absolute=penalty.signed, precision=precision
+        )
+        values = selected_pre_activations(x, weight, self.b_enc, starts, columns, found=found)
+        return Code(starts, columns, values, self.d_sae)
+
     def _selected(
-        self, inner: Tensor, gradient: Tensor | None, u: Tensor | None, exact: bool
+        self, inner: Tensor, gradient: Tensor | None, u: Tensor | None, precision: Precision
     ) -> Code:
         """Returns the code that a selection makes; gradients pass through what is selected."""
         activation = cast(Selecting, self.activation)
         side = Side(self.decoder_rows().detach(), gradient)
+        if u is None:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and self.unroll > 1):
+                u = self.pre_activations(inner, precision)
         with torch.no_grad():
-            u = self.pre_activations(inner) if u is None else u.detach()
-            code = activation.select(u, self.own, side, training=self.training)
+            code = activation.select(u.detach(), self.own, side, training=self.training)
         values = selected_pre_activations(
             self.centred(inner),
             self.encoder(),
             self.b_enc,
             code.starts,
             code.columns,
-            found=code.values if exact else None,
+            found=code.values if precision == "float32" else None,
         )
         code = code.with_values(values)
         for _ in range(self.unroll - 1):

@@ -36,7 +36,6 @@ class AuxiliaryStep:
         inner: (rows, d_in), what was encoded.
         target: (rows, d_out).
         reconstruction: (rows, d_out), with its graph.
-        u: (rows, d_sae) pre-activations, without a graph.
         z: The code.
         dead: bool (d_sae,).
         density: (d_sae,), the running share of rows in which each latent fires, NaN before the
@@ -47,7 +46,6 @@ class AuxiliaryStep:
     inner: Tensor
     target: Tensor
     reconstruction: Tensor
-    u: Tensor
     z: Tensor | Code
     dead: Tensor
     density: Tensor | None = None
@@ -110,7 +108,7 @@ class AuxK(Auxiliary):
 
     def loss(self, step: AuxiliaryStep) -> Tensor | None:
         """Returns the loss, or None where no latent is dead."""
-        return self.weighted_loss(step, step.dead.to(step.u.dtype))
+        return self.weighted_loss(step, step.dead.to(step.inner.dtype))
 
     def weighted_loss(self, step: AuxiliaryStep, weights: Tensor) -> Tensor | None:
         """Returns the loss of latents that each count by a weight, or None where all are 0.

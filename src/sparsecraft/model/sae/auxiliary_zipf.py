@@ -55,7 +55,7 @@ class AuxZipf(AuxK):
         """Returns the loss, or None before the first batch and where no latent is under-used."""
         if step.density is None or bool(torch.isnan(step.density).any()):
             return None
-        return self.weighted_loss(step, self.weights(step.density).to(step.u))
+        return self.weighted_loss(step, self.weights(step.density).to(step.inner))
 
     def weights(self, density: Tensor) -> Tensor:
         """Returns (d_sae,) the weight of each latent, in [0, 1].

@@ -142,7 +142,11 @@ class Estimator:
     def save_pretrained(
         self, path: str | Path, *, format: str = "sparsecraft", overwrite: bool = False
     ) -> tuple[str, ...]:
-        """Writes it into a directory; see `sparsecraft.model.sae.files.save_pretrained`."""
+        """Writes this autoencoder into a directory; see `model.sae.files.save_pretrained`.
+
+        Returns:
+            What the format could not say, in sentences for the user; nothing is lost in ours.
+        """
         from sparsecraft.model.sae.files import save_pretrained
 
         sae = cast("SparseAutoencoder", self)
@@ -152,10 +156,7 @@ class Estimator:
     def from_pretrained(
         source: str | Path, subfolder: str = "", **options: Any
     ) -> SparseAutoencoder:
-        """Returns a saved one, of any format that is read.
-
-        See `sparsecraft.model.sae.files.from_pretrained`.
-        """
+        """Returns a saved autoencoder, of any format that we read; see `model.sae.files`."""
         from sparsecraft.model.sae.files import from_pretrained
 
         return from_pretrained(source, subfolder, **options)

@@ -82,7 +82,9 @@ def train_together(
     reader = rows.reader(plan.batch // world_size(), plan.seed, rank(), world_size())
     identity = _identity(trainers, store)
     if world_size() > 1:
-        weights = {f"weights of {n}": digest(sae.state_dict().items()) for n, sae in enumerate(saes)}
+        weights = {
+            f"weights of {n}": digest(sae.state_dict().items()) for n, sae in enumerate(saes)
+        }
         check_agreement({**identity, **weights})
     folder = None if directory is None else Path(directory)
     before = None if folder is None else checkpoint.load(folder, trainers, reader, identity)

@@ -18,7 +18,9 @@ from sparsecraft.core.code import Code
 from sparsecraft.core.errors import InvalidValue, MissingStatistic
 from sparsecraft.core.kinds import CodeStep, Elementwise
 from sparsecraft.kernels.codes import decode
+from sparsecraft.kernels.codes.encoder import Precision
 from sparsecraft.model.sae.auxiliary import Auxiliary, AuxiliaryStep
+from sparsecraft.model.sae.direct import looks_at_pre_activations, ranks_rows
 from sparsecraft.model.sae.row_scaling import RowScaling
 
 if TYPE_CHECKING:
@@ -31,7 +33,7 @@ class Objective:
 
     Args:
         parts: Weighted losses by name; "reconstruction" always.
-        u: (rows, d_sae) pre-activations, without a graph.
+        u: (rows, d_sae) pre-activations, without a graph; None where nothing looks at them.
         z: The code.
         inner: (rows, d_in), what was encoded.
         gradient: (rows, d_in) of the model's loss with respect to `inner`, or None.
@@ -40,7 +42,7 @@ class Objective:
     """
 
     parts: dict[str, Tensor]
-    u: Tensor
+    u: Tensor | None
     z: Tensor | Code
     inner: Tensor
     gradient: Tensor | None
@@ -64,7 +66,7 @@ def objective(
     warmth: float = 1.0,
     auxiliary: Auxiliary | None = None,
     prefix_loss: str = "mean",
-    precision: str = "float32",
+    precision: Precision = "float32",
 ) -> Objective:
     """Returns the losses of a batch, with their graphs.
 
@@ -91,32 +93,33 @@ def objective(
     slope = None if gradient is None else scaling.gradient(gradient)
     dead = torch.zeros(sae.d_sae, dtype=torch.bool, device=x.device) if dead is None else dead
 
-    with torch.set_grad_enabled(isinstance(sae.activation, Elementwise)):
-        u = sae.pre_activations(inner, precision=precision)
-    z = sae.code_of(inner, gradient=slope, u=u, exact=precision == "float32")
+    u = None
+    if not ranks_rows(sae.activation) or looks_at_pre_activations(sae.activation):
+        with torch.set_grad_enabled(isinstance(sae.activation, Elementwise) or sae.unroll > 1):
+            u = sae.pre_activations(inner, precision)
+    z = sae.code_of(inner, gradient=slope, u=u, precision=precision)
     outputs = _outputs(sae, z, inner)
     errors = torch.stack([(goal - each).square().sum(1).mean() for each in outputs])
     parts = {"reconstruction": errors.mean() if prefix_loss == "mean" else errors.sum()}
-    step = CodeStep(
-        x=inner,
-        target=goal,
-        u=u,
-        z=z,
-        reconstruction=outputs[-1],
-        frozen_decode=lambda code: _frozen(sae, code, inner),
-        decoder=sae.decoder_rows(),
-        gradient=slope,
-        warmth=warmth,
-        dead=dead,
-    )
-    parts.update(sae.activation.losses(step, sae.own))
-    if auxiliary is not None:
-        extra = auxiliary.loss(
-            AuxiliaryStep(sae, inner, goal, outputs[-1], u.detach(), z, dead, density)
+    if u is not None:
+        step = CodeStep(
+            x=inner,
+            target=goal,
+            u=u,
+            z=z,
+            reconstruction=outputs[-1],
+            frozen_decode=lambda code: _frozen(sae, code, inner),
+            decoder=sae.decoder_rows(),
+            gradient=slope,
+            warmth=warmth,
+            dead=dead,
         )
+        parts.update(sae.activation.losses(step, sae.own))
+    if auxiliary is not None:
+        extra = auxiliary.loss(AuxiliaryStep(sae, inner, goal, outputs[-1], z, dead, density))
         if extra is not None:
             parts["auxiliary"] = extra
-    return Objective(parts, u.detach(), z, inner, slope, goal, outputs[-1])
+    return Objective(parts, None if u is None else u.detach(), z, inner, slope, goal, outputs[-1])
 
 
 def _outputs(sae: SparseAutoencoder, z: Tensor | Code, inner: Tensor) -> list[Tensor]:

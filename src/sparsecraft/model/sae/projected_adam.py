@@ -1,8 +1,7 @@
-"""Adam for an autoencoder whose dictionary may be held to rows of norm one.
+"""The optimiser of an autoencoder: `DictionaryAdam` over what it trains, its moments by latent.
 
-The part of the gradient along each row is removed, Adam steps, and the row is scaled back: in this
-order Adam's moments never see what the constraint takes away. Implementations that rescale before
-the step leave rows that are only nearly unit.
+The part of the decoder's gradient along each row is removed, Adam steps, and the row is scaled back
+to norm one: in this order Adam's moments never see what the constraint takes away.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from sparsecraft.model.sae.scaling import make_rows_unit
+from sparsecraft.model.sae.optimiser import DictionaryAdam
 
 if TYPE_CHECKING:
     from sparsecraft.model.sae.autoencoder import SparseAutoencoder
@@ -33,7 +32,12 @@ class ProjectedAdam:
     ) -> None:
         self.sae, self.unit = sae, unit
         self.parameters = [p for p in sae.parameters() if p.requires_grad]
-        self.adam = torch.optim.Adam(self.parameters, betas=betas, eps=epsilon)
+        others = [p for p in self.parameters if p is not sae.W_dec]
+        groups: list[dict[str, Any]] = [
+            {"params": [sae.W_dec], "unit_rows": unit},
+            {"params": others},
+        ]
+        self.adam = DictionaryAdam(groups, betas=betas, eps=epsilon)
 
     def gradients(self) -> list[Tensor]:
         """Returns the gradient of each parameter, zeros where a batch did not touch it."""
@@ -46,31 +50,25 @@ class ProjectedAdam:
         """Forgets the gradients of the last step."""
         self.adam.zero_grad(set_to_none=True)
 
-    @torch.no_grad()
-    def step(self, rate: float) -> None:
-        """Changes the parameters by one step at a learning rate."""
-        if self.unit:
-            weight, gradient = self.sae.W_dec, self.sae.W_dec.grad
-            if gradient is not None:
-                gradient -= (gradient * weight).sum(1, keepdim=True) * weight
+    def step(self, rate: float, scale: float = 1.0) -> None:
+        """Changes the parameters by one step.
+
+        Args:
+            rate: Learning rate.
+            scale: What gradients are multiplied with.
+        """
         for group in self.adam.param_groups:
             group["lr"] = rate
-        self.adam.step()
-        if self.unit:
-            make_rows_unit(self.sae)
+        self.adam.step(scale=scale)
 
     @torch.no_grad()
     def forget(self, latents: Tensor) -> None:
         """Sets the moments of latents (indices) to zero."""
-        sae = self.sae
-        for parameter in self.parameters:
-            state = self.adam.state.get(parameter, {})
+        for parameter, state in self.adam.state.items():
             for moment in ("exp_avg", "exp_avg_sq"):
-                if moment not in state:
-                    continue
-                if parameter is sae.W_enc:
+                if parameter is self.sae.W_enc:
                     state[moment][:, latents] = 0
-                elif parameter.shape[0] == sae.d_sae:
+                elif parameter is self.sae.W_dec or parameter.shape == (self.sae.d_sae,):
                     state[moment][latents] = 0
 
     def state_dict(self) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from sparsecraft.model.sae import scaling as scalings
 from sparsecraft.model.sae.bias import ROWS, geometric_median
 from sparsecraft.model.sae.counters import FiringCounter
 from sparsecraft.model.sae.objective import Objective, objective
+from sparsecraft.model.sae.optimiser import CLIP_EPS
 from sparsecraft.model.sae.projected_adam import ProjectedAdam
 from sparsecraft.model.sae.resampling import resample
 from sparsecraft.model.sae.row_scaling import RowScaling
@@ -85,8 +86,7 @@ class Trainer:
         self.optimizer.clear()
         found.total.backward()
         rate = training.rate(number, self.sae.d_sae)
-        self._clipped(found, number)
-        self.optimizer.step(rate)
+        self.optimizer.step(rate, self._clip(found, number))
         self.counter.add(found.z)
         self._update(found, (number + 1) / training.steps)
         self._resample(found, number + 1)
@@ -144,8 +144,8 @@ class Trainer:
             precision=self.training.precision,
         )
 
-    def _clipped(self, found: Objective, number: int) -> None:
-        """Averages gradients over ranks and clips their norm.
+    def _clip(self, found: Objective, number: int) -> float:
+        """Averages gradients over ranks; returns what a clip of their norm multiplies them with.
 
         Raises:
             NonFinite: If the norm is NaN or infinite, on every rank alike.
@@ -160,13 +160,15 @@ class Trainer:
                 f"gradients' norm is {float(norm)} ({losses}). The last checkpoint is kept. Give a "
                 "smaller learning_rate, or a longer warm_up."
             )
-        if self.training.clip is not None and float(norm) > self.training.clip:
-            torch._foreach_mul_(gradients, self.training.clip / (float(norm) + 1e-6))
+        clip = self.training.clip
+        return 1.0 if clip is None else min(1.0, clip / (float(norm) + CLIP_EPS))
 
     @torch.no_grad()
     def _update(self, found: Objective, progress: float) -> None:
         """Lets the activation change its state, from what all ranks saw."""
         sae = self.sae
+        if found.u is None:
+            return  # it observes nothing
         side = Side(sae.decoder_rows().detach(), found.gradient)
         z = found.z
         z = z.with_values(z.values.detach()) if isinstance(z, Code) else z.detach()

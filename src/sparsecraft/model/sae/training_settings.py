@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 from sparsecraft.core.errors import InvalidValue, UnknownName
 from sparsecraft.core.kinds import Activation, Selecting
+from sparsecraft.kernels.codes.encoder import PRECISIONS, Precision
 from sparsecraft.model.sae.auxiliary import Auxiliary, AuxK
 from sparsecraft.model.sae.resampling import Resampling
 
-Precision = Literal["float32", "bfloat16"]
-PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 _DECODERS = ("unit", "free")
 _PREFIX_LOSSES = ("mean", "sum")
 _BIASES = ("median", "mean", "keep")

@@ -21,6 +21,8 @@ from sparsecraft.model.sae.formats.tensors import check_tensors, needed, read_pi
 
 _NEEDED = ("pre_bias", "encoder.weight", "latent_bias")
 _COUNTERS = ("stats_last_nonzero", "latents_activation_frequency", "latents_mean_square")
+_TWICE = ("activation.k", "activation.postact_fn")
+"""What `activation_state_dict` says, once more, where a newer torch saved the file."""
 _DECODERS = ("decoder.weight", "decoder.linear.weight")
 
 
@@ -38,6 +40,7 @@ def read(path: Path, dtype: torch.dtype | None = None) -> SparseAutoencoder:
     """
     raw = read_pickled(path)
     activation, arguments = raw.pop("activation", None), raw.pop("activation_state_dict", {})
+    raw = {name: value for name, value in raw.items() if name not in _TWICE}
     check_tensors(raw, _NEEDED, path, optional=(*_COUNTERS, *_DECODERS))
     tensors = widened(raw)
     form = InferenceForm(
