@@ -8,6 +8,7 @@ Run by bench_sae: PYTHON sae_contenders.py CONTENDER
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import sys
@@ -68,7 +69,7 @@ def saelens(d: int, latents: int, k: int, batch: int) -> Step:
 
     sae = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=d, d_sae=latents, k=k))
     settings = SAETrainerConfig(
-        total_training_samples=10**6 * batch, train_batch_size_samples=batch
+        total_training_samples=10**6 * batch, train_batch_size_samples=batch, lr_end=3e-5
     )
     trainer = SAETrainer(settings, sae, iter(()))
 
@@ -81,6 +82,10 @@ def saelens(d: int, latents: int, k: int, batch: int) -> Step:
 
 def dictionary_learning(d: int, latents: int, k: int, batch: int) -> Step:
     """A step of dictionary_learning's TopK trainer, after the first, which finds the bias."""
+    # Its buffers of activations read models through nnsight; the trainer does not.
+    if "nnsight" not in sys.modules and importlib.util.find_spec("nnsight") is None:
+        sys.modules["nnsight"] = types.ModuleType("nnsight")
+        sys.modules["nnsight"].LanguageModel = None  # type: ignore[attr-defined]
     from dictionary_learning.trainers.top_k import TopKTrainer
 
     trainer = TopKTrainer(
@@ -166,7 +171,7 @@ def main() -> None:
     sizes = {name: told[name] for name in ("d", "latents", "k", "batch")}
     batches = [synthetic(sizes["batch"], sizes["d"], seed) for seed in range(BATCHES)]
     make = CONTENDERS[sys.argv[1]]
-    make(4, 8, 2, 4)  # imports what is imported late
+    make(4, 8, 2, 4)(synthetic(4, 4))  # imports and compiles what is needed late
     idle = memory("VmRSS")
     step = make(**sizes)
     _answer(out, ready=True)

@@ -102,13 +102,23 @@ def keep(root: Path, case: str, x: torch.Tensor, codes: torch.Tensor, out: torch
 
 
 def saelens_cases(root: Path) -> None:
-    from sae_lens.saes import abstopk_sae, batchtopk_sae, gated_sae, jumprelu_sae
-    from sae_lens.saes import matryoshka_batchtopk_sae, standard_sae, topk_sae, transcoder
+    from sae_lens.saes import (
+        abstopk_sae,
+        batchtopk_sae,
+        gated_sae,
+        jumprelu_sae,
+        matryoshka_batchtopk_sae,
+        standard_sae,
+        topk_sae,
+        transcoder,
+    )
     from sae_lens.saes.sae import SAE, SAEMetadata
 
     hooks = SAEMetadata(model_name="gpt2", hook_name="blocks.3.hook_resid_post", context_size=64)
     across = SAEMetadata(
-        model_name="gpt2", hook_name="blocks.3.ln2.hook_normalized", hook_name_out="blocks.3.hook_mlp_out"
+        model_name="gpt2",
+        hook_name="blocks.3.ln2.hook_normalized",
+        hook_name_out="blocks.3.hook_mlp_out",
     )
     size = {"d_in": D_IN, "d_sae": D_SAE, "metadata": hooks}
     wide = {**size, "d_out": 5, "apply_b_dec_to_input": False, "metadata": across}
@@ -181,7 +191,10 @@ def sparsify_cases(root: Path) -> None:
         again, x = SparseCoder.load_from_disk(folder), inputs(140 + seed)
         found = again.encode(x)
         codes = torch.zeros(ROWS, D_SAE).scatter_(1, found.top_indices, found.top_acts)
-        out = again(x).sae_out
+        # With multi_topk, forward returns what 4 k latents give, which only its loss is made of.
+        out = again.decode(found.top_acts, found.top_indices)
+        out = out if again.W_skip is None else out + x @ again.W_skip.mT
+        assert name == "multi_topk" or torch.equal(out, again(x).sae_out)
         keep(root, f"sparsify_{name}", x, codes, out)
 
 
@@ -214,8 +227,15 @@ def dictionary_learning_cases(root: Path) -> None:
             **(over if hasattr(sae, "k") else {}),
         }  # fmt: skip
         torch.save(sae.state_dict(), folder / "ae.pt")
-        (folder / "config.json").write_text(json.dumps({"trainer": trainer, "buffer": {"ctx_len": 64}}))
+        (folder / "config.json").write_text(
+            json.dumps({"trainer": trainer, "buffer": {"ctx_len": 64}})
+        )
         again, x = load_dictionary(str(folder), "cpu")[0], inputs(160 + seed)
+        if name == "AutoEncoder":
+            # Their default makes the decoder unit after loading; the file's own codes are asked.
+            again = dictionary.AutoEncoder.from_pretrained(
+                folder / "ae.pt", normalize_decoder=False
+            )
         keep(root, folder.name, x, again.encode(x), again(x))
 
 

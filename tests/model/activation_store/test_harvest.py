@@ -274,7 +274,10 @@ class Twice(nn.Module):
         ({"rows": 0}, "rows=0"),
         ({"skip_first": 16}, "skip_first=16"),
         ({"dtype": torch.int8}, r"dtype=torch\.int8"),
-        ({"skip_special": range(VOCAB)}, "no rows are left"),
+        ({"skip_special": range(VOCAB)}, "no rows: there was nothing to read, or all"),
+        ({"texts": None, "batches": []}, "no rows: there was nothing to read"),
+        ({"texts": []}, "the text has 0 tokens"),
+        ({"texts": None, "tokens": torch.ones(0, 3).long()}, "tokens must be whole numbers"),
     ],
 )
 def test_what_cannot_be_harvested_is_refused(options, message):

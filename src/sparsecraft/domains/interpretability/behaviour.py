@@ -25,7 +25,7 @@ from sparsecraft.model.hook_points import hook_point
 Kind = Literal["auto", "next token", "similarity"]
 KINDS: tuple[Kind, ...] = ("auto", "next token", "similarity")
 SHARPNESS = 20.0
-"""What similarities (cosines) are multiplied with before the softmax, as in contrastive training."""
+"""What similarities, which are cosines, are multiplied with before the softmax."""
 
 Replace = Callable[[Tensor], Tensor]
 """From rows (n, d) to what stands in their place."""
@@ -210,17 +210,17 @@ def _texts(store: ActivationStore, contexts: int) -> tuple[Tensor, Tensor]:
     return tokens[used], chosen[used]
 
 
-def _run(
-    model: nn.Module, at: str, tokens: Tensor, mask: Tensor, replace: Replace | None
-) -> Any:
+def _run(model: nn.Module, at: str, tokens: Tensor, mask: Tensor, replace: Replace | None) -> Any:
     """Returns what the model says with the chosen activations replaced."""
     there = tokens >= 0
     ids = tokens.clamp_min(0).long()
     with ExitStack() as stack:
         if replace is not None:
             stack.enter_context(replaced(model, at, mask, replace))
-        return model(input_ids=ids) if bool(there.all()) else model(
-            input_ids=ids, attention_mask=there.long()
+        return (
+            model(input_ids=ids)
+            if bool(there.all())
+            else model(input_ids=ids, attention_mask=there.long())
         )
 
 

@@ -138,7 +138,7 @@ class EditTable:
         return next(score for score in self.scores if score.name == name)
 
     def rows(self) -> list[tuple[str, ...]]:
-        """Returns the table as text: name, changed latents, agreement, rescaled, weight, distance."""
+        """Returns the table as text: name, latents, agreement, rescaled, weight, distance."""
         return [
             (
                 score.name,

@@ -151,7 +151,9 @@ def run(
     return torch.cat(found)
 
 
-def outputs(model: nn.Module, node: Node, inputs: Inputs, *, logits: Logits | None = None) -> Outputs:
+def outputs(
+    model: nn.Module, node: Node, inputs: Inputs, *, logits: Logits | None = None
+) -> Outputs:
     """Returns the function from a node's values, or None for its own, to what the model says."""
     return lambda values: run(
         model, inputs, {} if values is None else {node: values}, logits=logits

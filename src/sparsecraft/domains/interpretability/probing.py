@@ -46,7 +46,8 @@ class Probe:
 
     def logits(self, z: Tensor) -> Tensor:
         """Returns (rows,), positive where the concept is said to be there."""
-        return ((z[:, self.latents].double() - self.mean) / self.deviation) @ self.weight + self.bias
+        values = (z[:, self.latents].double() - self.mean) / self.deviation
+        return values @ self.weight + self.bias
 
     def predict(self, z: Tensor) -> Tensor:
         """Returns bool (rows,)."""
@@ -82,6 +83,15 @@ def sparse_probe(z: Tensor, y: Tensor, k: int) -> Probe:
         raise InvalidValue(f"k={k!r} is not allowed: give 1 to {z.shape[1]}, the latents")
     latents = contrast_latents(z[labels], z[~labels], top=k).latents
     return _fitted(z, labels, latents)
+
+
+def linear_probe(x: Tensor, y: Tensor) -> Probe:
+    """Returns a probe on all entries of activations (rows, d).
+
+    Raises:
+        InvalidValue: If labels are not two classes, or lengths differ.
+    """
+    return _fitted(x, check_labels(x, y), torch.arange(x.shape[1]))
 
 
 @dataclass(frozen=True)
@@ -131,7 +141,7 @@ def probe(
     """
     probes = {k: sparse_probe(z[0], y[0], k) for k in ks}
     labels, tested = check_labels(x[0], y[0]), check_labels(x[1], y[1])
-    everything = _fitted(x[0], labels, torch.arange(x[0].shape[1]))
+    everything = linear_probe(x[0], y[0])
     means = DifferenceInMeans().fit(x[0], y[0])
     larger = bool(labels.double().mean() >= 0.5)
     return Probing(
@@ -163,5 +173,5 @@ def _fitted(z: Tensor, labels: Tensor, latents: Tensor) -> Probe:
         return loss
 
     with torch.enable_grad():
-        optimizer.step(closure)  # type: ignore[no-untyped-call]
+        optimizer.step(closure)
     return Probe(latents, weight.detach(), bias.detach(), mean, deviation)

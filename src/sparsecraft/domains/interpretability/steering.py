@@ -6,7 +6,7 @@ The same block takes a direction from `DifferenceInMeans`, so that both are comp
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -99,7 +99,13 @@ def _vector(direction: Tensor | DifferenceInMeans) -> Tensor:
 
 
 @contextmanager
-def _edited(model, at, vector, mask, change) -> Iterator[None]:  # type: ignore[no-untyped-def]
+def _edited(
+    model: nn.Module,
+    at: str,
+    vector: Tensor,
+    mask: Tensor | None,
+    change: Callable[[Tensor], Tensor],
+) -> Iterator[None]:
     def edit(hidden: Tensor) -> Tensor:
         if hidden.shape[-1] != len(vector):
             raise InvalidValue(

@@ -1,4 +1,4 @@
-"""Dictionaries of known attributes, fitted by averaging: the ceiling for dictionaries found blindly.
+"""Dictionaries of known attributes, fitted by averaging: the ceiling for those found blindly.
 
 Where the attributes of every prompt are known, an activation is modelled as the mean plus one
 vector for the value of each attribute (Makelov et al., 2024). Two departures from the authors'

@@ -56,13 +56,13 @@ def _entries(
     weight, gradient, mean, square, scale, beta1, rest1, beta2, rest2, size, inverse, epsilon,
     first, last,
 ):  # fmt: skip
-    for i in range(first, last):
-        g = gradient[i] * scale
-        m = beta1 * mean[i] + rest1 * g
-        v = beta2 * square[i] + rest2 * (g * g)
-        mean[i] = m
-        square[i] = v
-        weight[i] -= size * m / (np.sqrt(v) * inverse + epsilon)
+    # Counted from zero, so that the index is known not to be negative and lanes can be used.
+    w, grad, m, v = weight[first:last], gradient[first:last], mean[first:last], square[first:last]
+    for i in range(w.size):
+        g = grad[i] * scale
+        m[i] = beta1 * m[i] + rest1 * g
+        v[i] = beta2 * v[i] + rest2 * (g * g)
+        w[i] -= size * m[i] / (np.sqrt(v[i]) * inverse + epsilon)
 
 
 @compiled_sums

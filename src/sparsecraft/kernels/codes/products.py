@@ -22,10 +22,12 @@ def selected_pre_activations(
     columns: Tensor,
     *,
     found: Tensor | None = None,
+    centre: Tensor | None = None,
 ) -> Tensor:
-    """Returns x W + b at the selected entries (entries,), differentiable in x, W and b.
+    """Returns (x - c) W + b at the selected entries (entries,), differentiable in x, W, b and c.
 
-    The gradient of W touches selected columns only; it is stored by column, as W should be.
+    The gradient of W touches selected columns only; it is stored by column, as W should be. That of
+    a centre needs no gradient of x: it is the sum over rows, which one product with W gives.
 
     Args:
         x: (rows, d_in).
@@ -34,7 +36,8 @@ def selected_pre_activations(
         starts: int64 (rows + 1,).
         columns: int64 (entries,).
         found: (entries,), the values where a selection has them already; they are then not
-            computed again. They must be those of x, W and b.
+            computed again. They must be those of x, W, b and c.
+        centre: (d_in,), what is subtracted from each row of x, or None.
 
     Raises:
         ValueError: If starts and columns do not list entries of (rows, width).
@@ -45,7 +48,7 @@ def selected_pre_activations(
         tensor([1., 5.])
     """
     _check_entries(starts, columns, len(x), weight.shape[1])
-    values: Tensor = _Selected.apply(x, weight.T, bias, starts, columns, found)
+    values: Tensor = _Selected.apply(x, weight.T, bias, starts, columns, found, centre)
     return values
 
 
@@ -79,7 +82,7 @@ def decode(
 
 
 class _Selected(torch.autograd.Function):
-    """u_ij = x_i . a_j + b_j at the entries (i, j), a_j the rows of the transposed weight."""
+    """u_ij = (x_i - c) . a_j + b_j at the entries (i, j), a_j rows of the transposed weight."""
 
     @staticmethod
     def forward(
@@ -90,7 +93,9 @@ class _Selected(torch.autograd.Function):
         starts: Tensor,
         columns: Tensor,
         found: Tensor | None,
+        centre: Tensor | None,
     ) -> Tensor:
+        x = x if centre is None else x - centre
         ctx.save_for_backward(x, weight, starts, columns)
         if found is not None:
             return found.clone()
@@ -101,15 +106,17 @@ class _Selected(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, starts, columns = ctx.saved_tensors
-        by_x = by_weight = by_bias = None
+        by_x = by_weight = by_bias = by_centre = None
         if ctx.needs_input_grad[0]:
             by_x = weighted_sums(starts, columns, gradient, weight)
         if ctx.needs_input_grad[1]:
             listed = by_column(starts, columns, len(weight))
             by_weight = weighted_sums(listed.starts, listed.rows, gradient[listed.entries], x)
-        if ctx.needs_input_grad[2]:
+        if ctx.needs_input_grad[2] or ctx.needs_input_grad[6]:
             by_bias = gradient.new_zeros(len(weight)).index_add_(0, columns, gradient)
-        return by_x, by_weight, by_bias, None, None, None
+        if ctx.needs_input_grad[6]:
+            by_centre = -(by_bias @ weight)
+        return by_x, by_weight, by_bias, None, None, None, by_centre
 
 
 class _Decoded(torch.autograd.Function):

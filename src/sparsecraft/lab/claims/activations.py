@@ -31,7 +31,7 @@ from sparsecraft.model.activation_store.recorder import next_token_loss
 from sparsecraft.model.activation_store.settings import model_facts
 from sparsecraft.model.digests import digest
 
-BYTE_LAYERS, BYTE_WIDTH, BYTE_STEPS, BYTE_RATE = 2, 128, 600, 2e-3
+BYTE_LAYERS, BYTE_WIDTH, BYTE_STEPS, BYTE_RATE = 2, 128, 400, 2e-3
 
 
 @dataclass(frozen=True)

@@ -28,19 +28,16 @@ from sparsecraft.lab.evidence.table import Row
 from sparsecraft.lab.evidence.verdict import StatedDifference
 
 TOPK, GRADIENT, SHUFFLED, ATTRIBUTION = "TopK", "g-SAE", "shuffled gradients", "Attribution"
-PRODUCT, STRONG = "g-SAE product", "g-SAE beta 3"
-BETA, RATE, K = 0.3, 3e-3, 4
+PRODUCT, STRONG = "g-SAE product", "g-SAE beta 1"
+BETA, RATE, K = 0.1, 1e-2, 4
 ARMS: dict[str, dict[str, Any]] = {
     TOPK: {},
     GRADIENT: {"beta": BETA},
     SHUFFLED: {"beta": BETA, "shuffle": True},
     ATTRIBUTION: {"beta": 0.0, "unexplained": 0.3, "attribution": 0.03},
+    STRONG: {"beta": 1.0},
 }
-FULL_ARMS: dict[str, dict[str, Any]] = {
-    **ARMS,
-    STRONG: {"beta": 3.0},
-    PRODUCT: {"mode": "product"},
-}
+FULL_ARMS: dict[str, dict[str, Any]] = {**ARMS, PRODUCT: {"mode": "product"}}
 FULL_KS = (4, 8, 16)
 SOURCE, STORIES = "source bytes", "stories260k"
 LOSS, STEERING = "log loss increase, plain", "log steering effect"
@@ -137,7 +134,7 @@ def measure(cell: Cell) -> dict[str, float]:
     settings, seed = cell.settings, cell.seed
     subject = SUBJECTS[settings["subject"]](seed, settings)
     harvest, test = Harvest.of(subject, subject.train), Harvest.of(subject, subject.test)
-    found = {}
+    found: dict[str, float] = {}
     for k in settings["ks"]:
         for name, options in settings["arms"].items():
             sae = trained(options, harvest, seed, {**settings, "k": k})

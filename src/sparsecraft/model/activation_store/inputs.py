@@ -157,7 +157,9 @@ def _tokenized(source: Source, texts: Any) -> Iterator[tuple[int, list[int], flo
     """Yields (text, ids, share read, 0 if unknown) of each piece, and separators between texts."""
     if isinstance(texts, str | Path):
         texts = [_file(texts)]
-    characters = sum(map(len, texts)) if isinstance(texts, Sequence) else 0
+    characters = 0
+    if isinstance(texts, Sequence):
+        characters = sum(len(text) for text in texts if isinstance(text, str))
     read = 0
     share = 0.0
     separator = _separator(source.tokenizer)

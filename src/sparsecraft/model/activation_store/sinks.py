@@ -112,6 +112,7 @@ def sink_of(
     del info["place"], info["target_place"]
     if folder is None:
         return Sink(point, Index(asked, info), None)
+    remove_halves(folder)
     index = read_index(folder)
     if index is None and folder.exists() and any(folder.iterdir()):
         raise StoreError(f"{folder} holds other files, so they are kept: give another path")
@@ -119,7 +120,6 @@ def sink_of(
         index = Index(asked, info)
         index.write(folder)
         return Sink(point, index, folder)
-    remove_halves(folder)
     _check_same(folder, index.settings, asked)
     damaged = {n for n, shard in enumerate(index.shards) if damage(folder, shard["files"])}
     return Sink(point, index, folder, damaged=damaged)
@@ -153,7 +153,8 @@ def finished(sink: Sink, source: Source, settings: HarvestSettings) -> Contents:
     rows = sum(shard["rows"] for shard in shards)
     if not rows:
         raise InvalidValue(
-            f"{sink.point.name}: no rows are left: every token was special, padding or not finite"
+            f"{sink.point.name}: no rows: there was nothing to read, or all of it was special "
+            "tokens, padding or not finite"
         )
     remarks = list(source.remarks)
     if settings.rows is not None and rows < settings.rows:

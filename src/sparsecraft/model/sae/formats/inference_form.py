@@ -170,7 +170,7 @@ class InferenceForm:
             return {}
         if self.batch_k is not None:
             return {"own_threshold": self.threshold[:1]}
-        return {"own_log_threshold": log_of(self.threshold)}
+        return {"own_log_threshold": log_of(self.threshold.to(self.W_dec.dtype))}
 
 
 def log_of(threshold: Tensor) -> Tensor:

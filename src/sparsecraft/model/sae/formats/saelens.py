@@ -227,7 +227,7 @@ def _metadata(form: InferenceForm, architecture: str) -> dict[str, Any]:
     trained, details = architecture, dict(kept.get("training_architecture_details") or {})
     if form.batch_k is not None:
         trained = "matryoshka_batchtopk" if form.prefixes else "batchtopk"
-        details |= {"k": form.batch_k, "rescale_acts_by_decoder_norm": False}
+        details = {"rescale_acts_by_decoder_norm": False, **details, "k": form.batch_k}
     if form.prefixes:
         details["matryoshka_widths"] = list(form.prefixes)
     return {

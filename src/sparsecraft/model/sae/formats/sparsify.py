@@ -1,9 +1,10 @@
 """sparsify (EleutherAI): `cfg.json` beside `sae.safetensors`, one folder for each hookpoint.
 
 A TopK autoencoder or transcoder, with or without a skip connection. `multi_topk` only adds a loss
-in training. Autoencoders subtract b_dec from the input, transcoders do not. The folder is named
-after the hookpoint; model and context stand in a `config.json` beside the folders. What we write
-has them in `info`, which sparsify leaves alone.
+in training; its forward pass then returns what 4 k latents give, while the code here is of k.
+Autoencoders subtract b_dec from the input, transcoders do not. The folder is named after the
+hookpoint; model and context stand in a `config.json` beside the folders. What we write has them in
+a file of its own, `sparsecraft_info.json`, which sparsify does not look for.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from sparsecraft.model.sae.formats.tensors import (
 
 SETTINGS = "cfg.json"
 WEIGHTS = "sae.safetensors"
+INFO = "sparsecraft_info.json"
 
 
 def recognises(path: Path) -> bool:
@@ -103,9 +105,9 @@ def write(sae: SparseAutoencoder, folder: Path) -> tuple[str, ...]:
         "skip_connection": form.W_skip is not None,
         "transcode": form.transcodes,
         "d_in": form.d_in,
-        "info": dict(form.info),
     }
     (folder / SETTINGS).write_text(json.dumps(settings), encoding="utf-8")
+    (folder / INFO).write_text(json.dumps(dict(form.info)), encoding="utf-8")
     nested = ("the nested dictionaries are only in our own format",) if form.prefixes else ()
     return (*form.notes, *nested)
 
@@ -128,8 +130,8 @@ def _refuse(form: InferenceForm) -> None:
 
 
 def _info(settings: dict[str, Any], path: Path) -> dict[str, Any]:
-    if isinstance(settings.get("info"), dict):
-        return dict(settings["info"])
+    if (path / INFO).is_file():
+        return read_json(path / INFO)
     info: dict[str, Any] = {"hook": path.name}
     beside = path.parent / "config.json"
     if beside.is_file():
