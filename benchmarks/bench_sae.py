@@ -1,4 +1,4 @@
-"""A training step of a TopK autoencoder, beside plain torch, SAELens, sparsify, dictionary_learning.
+"""A training step of a TopK autoencoder, beside plain torch and the packages that others use.
 
 Every contender lives in a process of its own, in the interpreter that has its package, and takes a
 step when it is told to over a pipe, so that only one works at a time and all meet the same busy

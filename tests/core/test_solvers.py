@@ -1,10 +1,11 @@
 """Solvers of sparse codes: known minimisers, descent, stopping, gaps, least squares."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparsecraft.core.errors import InvalidValue, NonFinite, UnknownName
@@ -31,7 +32,7 @@ def problem(seed=0, rows=7, atoms=20, width=12):
     return torch.randn(rows, width, generator=stream, dtype=torch.float64), dictionary
 
 
-TIGHT = Stopping(tolerance=1e-10, max_steps=20_000)
+TIGHT = Stopping(tolerance=1e-9, max_steps=3000)
 
 
 @pytest.mark.parametrize("solver", [ista, fista])
@@ -53,7 +54,7 @@ def test_the_objective_never_rises(penalty):
             stopping=Stopping(tolerance=1e-300, max_steps=steps)).codes, penalty))
         for steps in range(1, 25)
     ]  # fmt: skip
-    assert all(after <= before + 1e-12 for before, after in zip(values, values[1:], strict=False))
+    assert all(after <= before + 1e-12 for before, after in pairwise(values))
     assert values[-1] < values[0]
 
 
@@ -62,12 +63,13 @@ def test_ista_and_fista_agree_where_the_minimum_is_one(atoms):
     x, dictionary = problem(atoms=atoms)
     slow = ista(x, dictionary, L1(strength=0.2), stopping=TIGHT)
     fast = fista(x, dictionary, L1(strength=0.2), stopping=TIGHT)
-    assert torch.allclose(slow.codes @ dictionary, fast.codes @ dictionary, atol=1e-7)
+    assert torch.allclose(slow.codes @ dictionary, fast.codes @ dictionary, atol=1e-6)
     assert fast.steps.sum() < slow.steps.sum()
     assert float(lasso_gap(x, dictionary, fast.codes, 0.2).max()) < 1e-8
 
 
-@given(seed=st.integers(0, 30), strength=st.floats(0.01, 1.0))
+@settings(max_examples=15)
+@given(seed=st.integers(0, 30), strength=st.floats(0.05, 1.0))
 def test_the_gap_bounds_what_is_lost(seed, strength):
     x, dictionary = problem(seed, rows=3)
     rough = ista(x, dictionary, L1(strength=strength), stopping=Stopping(max_steps=5)).codes
@@ -83,7 +85,7 @@ def test_minimisers_of_cel0_are_zero_or_beyond_its_reach():
     norms = torch.linspace(0.5, 2, 20, dtype=torch.float64)
     dictionary = dictionary * norms[:, None]
     penalty = CEL0(strength=0.05).for_columns(norms)
-    found = ista(x, dictionary, penalty, stopping=TIGHT)
+    found = fista(x, dictionary, penalty, stopping=TIGHT)
     size = found.codes.abs()
     assert bool(((size == 0) | (size >= math.sqrt(0.1) / norms - 1e-6)).all())
     assert bool((size > 0).any())
@@ -123,7 +125,7 @@ def test_the_batch_criterion_stops_all_rows_at_once():
     ]  # fmt: skip
     change = [
         float(torch.linalg.matrix_norm(b - a, 2) / (1e-2 + torch.linalg.matrix_norm(a, 2)))
-        for a, b in zip(states, states[1:], strict=False)
+        for a, b in pairwise(states)
     ]
     assert change[1] < 1e-2 <= change[0]
 

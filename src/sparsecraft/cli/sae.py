@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-from collections.abc import Sequence
 from typing import Any
 
 from sparsecraft.cli.parser import Parser
@@ -22,7 +21,7 @@ COMMANDS = {
 class _Commands(Parser):
     """Reads `sae COMMAND ...` with the parser of the command, imported when it is called."""
 
-    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Returns the arguments of a command, and in `module` where its `run` is.
 
         Raises:

@@ -18,8 +18,8 @@ def parser() -> Parser:
         prog="sparsecraft sae convert",
         description=(
             "Reads a saved autoencoder and writes it in another format, for which outputs are the\n"
-            "same to rounding. What a format has no words for is refused, with what to do; what is\n"
-            "folded into the weights or left out is said.\n\n"
+            "same to rounding. What a format has no words for is refused, with what to do; what\n"
+            "is folded into the weights or left out is said.\n\n"
             "reads:   sparsecraft, saelens, sparsify, dictionary_learning, gemma_scope,\n"
             "         llama_scope, openai\n"
             "writes:  sparsecraft, saelens, sparsify, dictionary_learning\n\n"

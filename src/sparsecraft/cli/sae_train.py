@@ -141,11 +141,9 @@ def _training(arguments: argparse.Namespace) -> Any:
 
 
 def _say(sae: SparseAutoencoder, arguments: argparse.Namespace, work: Path) -> None:
-    report = sae.report
-    say(
-        f"held out: {report.fvu:.4f} of the variance unexplained (FVU), {report.l0:.1f} latents "
-        f"active a token, {report.dead:.1%} dead after {report.tokens:,} tokens"
-    )
+    say(str(sae.report))
+    for note in sae.report.notes if sae.report else ():
+        say(f"note: {note}")
     say(
         f"written to {arguments.out}; the activations stay in {work} for other dictionaries: "
         "remove it when you are done"

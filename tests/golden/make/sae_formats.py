@@ -333,9 +333,13 @@ def check(folder: Path) -> None:
     from sae_lens.saes.sae import SAE
     from sparsify import SparseCoder
 
+    def sparsify(path: Path) -> Callable[[torch.Tensor], torch.Tensor]:
+        sae = SparseCoder.load_from_disk(path)
+        return lambda x: sae(x).sae_out
+
     readers: dict[str, Callable[[Path], Callable[[torch.Tensor], torch.Tensor]]] = {
         "saelens": SAE.load_from_disk,
-        "sparsify": lambda path: lambda x, sae=SparseCoder.load_from_disk(path): sae(x).sae_out,
+        "sparsify": sparsify,
         "dictionary_learning": lambda path: load_dictionary(str(path), "cpu")[0],
     }
     worst = 0.0

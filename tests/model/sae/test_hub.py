@@ -47,7 +47,7 @@ def test_a_folder_behind_the_id_is_all_that_is_downloaded(hub, tmp_path):
 
 
 def test_a_folder_that_the_repository_lacks_is_named(hub):
-    with pytest.raises(CheckpointError, match="has no autoencoder in 'layers.99'"):
+    with pytest.raises(CheckpointError, match=r"has no autoencoder in 'layers\.99'"):
         local_copy("org/name", "layers.99")
 
 

@@ -45,5 +45,5 @@ def _exact(dictionary: Tensor) -> float:
 def _power(dictionary: Tensor) -> float:
     vector = torch.randn(dictionary.shape[1], generator=generator(0, "lipschitz")).to(dictionary)
     for _ in range(POWER_STEPS):
-        vector = dictionary.T @ (dictionary @ (vector / vector.norm()))
+        vector = dictionary.T @ (dictionary @ (vector / vector.norm().clamp_min(1e-30)))
     return MARGIN * float(vector.norm())

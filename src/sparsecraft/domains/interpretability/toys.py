@@ -18,6 +18,7 @@ from sparsecraft.core.kinds import Activation
 from sparsecraft.core.seeds import generator
 from sparsecraft.domains.interpretability.feature_scores import feature_f1, value_masks
 from sparsecraft.domains.interpretability.latent_amplitudes import amplitudes
+from sparsecraft.methods.codes.relu import ReLU
 from sparsecraft.model.sae import SparseAutoencoder
 from sparsecraft.model.sae.training_settings import SAETraining
 
@@ -109,6 +110,41 @@ def dictionary_of(
         steps=steps, batch=512, learning_rate=3e-3, auxiliary=None, held_out=0.0, seed=seed
     )
     return sae.fit(data.x, training).eval()
+
+
+def occlusion(
+    ratio: float, seed: int, activation: Activation | None = None, steps: int = 400
+) -> dict[str, Found]:
+    """Returns what an autoencoder finds of a strong and of a weak attribute.
+
+    It has as many latents as the two have values together, so both would find room.
+
+    Args:
+        ratio: Norm of the strong attribute's vectors over the weak one's.
+        seed: Of the data and the autoencoder.
+        activation: By default ReLU(l1=2).
+        steps: Of the training.
+    """
+    data = two_attributes(ratio, seed)
+    chosen = ReLU(l1=2.0) if activation is None else activation
+    sae = dictionary_of(data, chosen, 2 * VALUES, seed, steps)
+    return {name: found_of(sae, data, name) for name in data.attributes}
+
+
+def over_splitting(
+    latents: int, seed: int, activation: Activation | None = None, steps: int = 400
+) -> Found:
+    """Returns into how many latents a two-valued attribute falls, in a dictionary of this size.
+
+    Args:
+        latents: Of the autoencoder; 2 would do.
+        seed: Of the data and the autoencoder.
+        activation: By default ReLU(l1=0.3).
+        steps: Of the training.
+    """
+    data = two_clusters(seed)
+    chosen = ReLU(l1=0.3) if activation is None else activation
+    return found_of(dictionary_of(data, chosen, latents, seed, steps), data, "side")
 
 
 def _unit(vectors: Tensor) -> Tensor:

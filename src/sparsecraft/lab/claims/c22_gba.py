@@ -21,34 +21,33 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from sparsecraft.core.catalog import Paper
-from sparsecraft.core.dictionary_similarity import feature_consistency, recovery_rate
-from sparsecraft.core.fidelity import ReconstructionSums
-from sparsecraft.core.seeds import derive
 from sparsecraft.lab.claims.cells import Cell, Cells
 from sparsecraft.lab.claims.claim import Budget, Claim, Contrast, FullScale
 from sparsecraft.lab.claims.gradient_dictionaries import Harvest, source_subject
+from sparsecraft.lab.claims.recovered_dictionaries import (
+    CONSISTENCY,
+    GBA,
+    L1,
+    RECOVERY,
+    TOPK,
+    adaptation,
+    facts,
+    rivals,
+    trained,
+)
 from sparsecraft.lab.claims.synthetic_dictionaries import SparseMixture
 from sparsecraft.lab.evidence.table import Row
 from sparsecraft.lab.evidence.verdict import StatedDifference
-from sparsecraft.methods.codes.group_bias_adaptation import GroupBiasAdaptation, gba_autoencoder
-from sparsecraft.methods.codes.relu import ReLU
-from sparsecraft.methods.codes.topk import TopK
-from sparsecraft.model.sae import SAETraining, SparseAutoencoder
 
 ZIPF = SparseMixture(atoms=128, width=64, active=4.0, exponent=0.7)
 EQUAL = SparseMixture(atoms=128, width=64, active=4.0)
-GBA, TOPK, L1 = "GBA", "TopK", "L1"
 HIGH, LOW, GROUPS = 0.1, 0.005, 6
 BA_TARGETS = (0.1, 0.03, 0.01, 0.004)
 BEST_BA = 0.03
 RATIOS = (0.15, 0.5, 2.0, 4.0, 10.0)
 BELOW, NEAR, ABOVE = RATIOS[0], 2.0, RATIOS[-1]
 REAL = "source bytes"
-RECOVERY, CONSISTENCY = "recovery", "consistency"
 SMALLEST_RECOVERY, SMALLEST_CONSISTENCY, SMALLEST_RESONANCE = 0.05, 0.05, 0.2
 
 
@@ -132,7 +131,7 @@ def _settings(budget: Budget) -> dict[str, Any]:
         "expansion": 8,
         "buffer": 8192,
         "gamma": 0.05,
-        "rates": {"bias": 1e-2, TOPK: 3e-3, L1: 3e-3},
+        "rates": {GBA: 1e-2, TOPK: 3e-3, L1: 3e-3},
         "l1": 0.05,
         "model_steps": 400,
         "model_rate": 3e-3,
@@ -165,16 +164,17 @@ def mixtures(seed: int, settings: Mapping[str, Any]) -> dict[str, float]:
     """Returns recovery, fidelity and consistency of all arms on features of unequal frequency."""
     features = ZIPF.directions(seed)
     x, test = (ZIPF.draw(settings["rows"], seed, part).x for part in ("training", "test"))
-    found = _pairs(x, test, seed, settings, "", features)
+    chosen = adaptation(settings, HIGH, LOW, GROUPS)
+    found = _labelled(rivals(chosen, x, test, seed, settings, features))
     for target in BA_TARGETS:
-        sae = trained(_bias(settings, target, target, 1), x, seed, settings)
-        found |= _labelled(ba(target), _facts(sae, test, features))
+        sae = trained(adaptation(settings, target, target, 1), x, seed, settings)
+        found |= _labelled({ba(target): facts(sae, test, features)})
     for groups in settings["groups"]:
         for high in settings["highs"]:
             if (groups, high) != (GROUPS, HIGH):
-                sae = trained(_bias(settings, high, LOW, groups), x, seed, settings)
+                sae = trained(adaptation(settings, high, LOW, groups), x, seed, settings)
                 label = f"{GBA} of {groups} groups from {high:g}"
-                found |= _labelled(label, _facts(sae, test, features))
+                found |= _labelled({label: facts(sae, test, features)})
     return found
 
 
@@ -182,11 +182,11 @@ def resonances(seed: int, settings: Mapping[str, Any]) -> dict[str, float]:
     """Returns the recovery by one target for all latents, from below to above the frequency."""
     features, frequency = EQUAL.directions(seed), EQUAL.active / EQUAL.atoms
     x, test = (EQUAL.draw(settings["rows"], seed, part).x for part in ("training", "test"))
-    found = {}
+    found: dict[str, float] = {}
     for ratio in RATIOS:
         target = ratio * frequency
-        sae = trained(_bias(settings, target, target, 1), x, seed, settings)
-        found |= _labelled(resonance(ratio), _facts(sae, test, features))
+        sae = trained(adaptation(settings, target, target, 1), x, seed, settings)
+        found |= _labelled({resonance(ratio): facts(sae, test, features)})
     return found
 
 
@@ -194,98 +194,20 @@ def real_activations(seed: int, settings: Mapping[str, Any]) -> dict[str, float]
     """Returns fidelity and consistency of GBA, TopK and L1 on a byte decoder's activations."""
     subject = source_subject(seed, settings)
     x, test = (Harvest.of(subject, part).x for part in (subject.train, subject.test))
-    return _pairs(x, test, seed, settings, f"{REAL} ", None)
+    found = rivals(adaptation(settings, HIGH, LOW, GROUPS), x, test, seed, settings)
+    return _labelled({f"{REAL} {name}": each for name, each in found.items()})
 
 
 PARTS = {"mixtures": mixtures, "equal frequencies": resonances, REAL: real_activations}
 
 
-def _pairs(
-    x: Tensor,
-    test: Tensor,
-    seed: int,
-    settings: Mapping[str, Any],
-    prefix: str,
-    features: Tensor | None,
-) -> dict[str, float]:
-    """Returns the facts of GBA, TopK at its L0, and L1, each trained twice."""
-    found: dict[str, float] = {}
-    k = 1
-    for name in (GBA, TOPK, L1):
-        activation = {
-            GBA: lambda: _bias(settings, HIGH, LOW, GROUPS),
-            TOPK: lambda k=k: TopK(k=k),
-            L1: lambda: ReLU(l1=settings["l1"]),
-        }[name]()
-        twice = [trained(activation, x, derive(seed, "run", i), settings) for i in range(2)]
-        facts = _facts(twice[0], test, features)
-        if name == GBA:
-            k = max(1, round(facts["L0"]))
-        found |= _labelled(prefix + name, {**facts, CONSISTENCY: _agreement(twice, test)})
-    return found
-
-
-def _bias(settings: Mapping[str, Any], high: float, low: float, groups: int) -> GroupBiasAdaptation:
-    buffer = max(settings["buffer"], round(11 / low))
-    step = settings["gamma"]
-    return GroupBiasAdaptation(
-        groups=groups, high=high, low=low, buffer=buffer, step_down=step, step_up=step
-    )
-
-
-def trained(
-    activation: GroupBiasAdaptation | TopK | ReLU,
-    x: Tensor,
-    seed: int,
-    settings: Mapping[str, Any],
-) -> SparseAutoencoder:
-    """Returns a trained dictionary of rows of norm one: tied for bias adaptation, else not."""
-    width, latents = x.shape[1], settings["expansion"] * x.shape[1]
-    rates = settings["rates"]
-    if isinstance(activation, GroupBiasAdaptation):
-        sae, rate = gba_autoencoder(width, latents, activation, seed=seed), rates["bias"]
-    else:
-        sae = SparseAutoencoder(width, latents, activation, row_norm="unit", seed=seed)
-        rate = rates[TOPK if isinstance(activation, TopK) else L1]
-    training = SAETraining(
-        steps=settings["steps"],
-        batch=settings["batch"],
-        learning_rate=rate,
-        seed=seed,
-        held_out=0.0,
-    )
-    return sae.fit(x, training)
-
-
-@torch.no_grad()
-def _facts(sae: SparseAutoencoder, test: Tensor, features: Tensor | None) -> dict[str, float]:
-    """Returns fidelity and sparsity on the test, and the recovery of the true features."""
-    sums, entries, fired = ReconstructionSums(), 0, torch.zeros(sae.d_sae, dtype=torch.int64)
-    for part in test.split(4096):
-        inner, _ = sae.normalise_rows(part)
-        code = sae.sparse_encode(part)
-        sums.add(inner, sae.decode(code))
-        fired += code.fired()
-        entries += len(code.values)
-    found = {
-        "FVU": sums.fvu,
-        "L0": entries / len(test),
-        "alive share": float((fired > 0).double().mean()),
+def _labelled(found: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Returns "arm | metric" to value."""
+    return {
+        f"{name} | {metric}": value
+        for name, each in found.items()
+        for metric, value in each.items()
     }
-    if features is not None:
-        found[RECOVERY] = recovery_rate(sae.decoder_rows(), features)
-    return found
-
-
-@torch.no_grad()
-def _agreement(pair: Sequence[SparseAutoencoder], test: Tensor) -> float:
-    """Returns the share of latents that fire and are found again in the other training."""
-    alive = [sum(sae.sparse_encode(part).fired() for part in test.split(4096)) > 0 for sae in pair]
-    return feature_consistency([sae.decoder_rows() for sae in pair], chosen=alive).share
-
-
-def _labelled(name: str, facts: Mapping[str, float]) -> dict[str, float]:
-    return {f"{name} | {metric}": value for metric, value in facts.items()}
 
 
 CLAIM = Claim(

@@ -239,11 +239,24 @@ class SparseAutoencoder(Estimator, nn.Module):
     def _ranked(self, inner: Tensor, precision: Precision) -> Code:
         """Returns the code of the largest of each row; u is never formed whole."""
         penalty = cast(Selecting, self.activation).penalty()
-        x, weight = self.centred(inner), self.encoder()
+        weight, bias, centre = self.encoder(), self.b_enc, self.b_dec
         starts, columns, found = encode_rows(
-            x, weight, self.b_enc, penalty.k, absolute=penalty.signed, precision=precision
+            self.centred(inner).detach(),
+            weight,
+            bias,
+            penalty.k,
+            absolute=penalty.signed,
+            precision=precision,
         )
-        values = selected_pre_activations(x, weight, self.b_enc, starts, columns, found=found)
+        values = selected_pre_activations(
+            inner,
+            weight,
+            bias,
+            starts,
+            columns,
+            found=found,
+            centre=centre if self.subtracts_bias else None,
+        )
         return Code(starts, columns, values, self.d_sae)
 
     def _selected(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sparsecraft.core.errors import CheckpointError, InvalidValue, UnknownName
 from sparsecraft.core.kinds import Activation
-from sparsecraft.model.files import atomic_directory, refuse_existing
+from sparsecraft.model.files import atomic_directory
 from sparsecraft.model.sae.autoencoder import SparseAutoencoder
 
 
@@ -57,7 +57,6 @@ def save_pretrained(
     from sparsecraft.model.sae import formats
 
     writer = formats.writer(format)
-    refuse_existing(Path(path), overwrite=overwrite)
     try:
         with atomic_directory(Path(path), overwrite=overwrite) as folder:
             return writer(sae, folder)
