@@ -58,14 +58,16 @@ def test_the_objective_never_rises(penalty):
     assert values[-1] < values[0]
 
 
-@pytest.mark.parametrize("atoms", [10, 60])
+@pytest.mark.parametrize("atoms", [10, 30])
 def test_ista_and_fista_agree_where_the_minimum_is_one(atoms):
     x, dictionary = problem(atoms=atoms)
-    slow = ista(x, dictionary, L1(strength=0.2), stopping=TIGHT)
-    fast = fista(x, dictionary, L1(strength=0.2), stopping=TIGHT)
-    assert torch.allclose(slow.codes @ dictionary, fast.codes @ dictionary, atol=1e-6)
+    stopping = Stopping(tolerance=1e-11, max_steps=4000)
+    slow = ista(x, dictionary, L1(strength=0.5), stopping=stopping)
+    fast = fista(x, dictionary, L1(strength=0.5), stopping=stopping)
+    assert bool((slow.settled & fast.settled).all())
+    assert torch.allclose(slow.codes @ dictionary, fast.codes @ dictionary, atol=1e-8)
     assert fast.steps.sum() < slow.steps.sum()
-    assert float(lasso_gap(x, dictionary, fast.codes, 0.2).max()) < 1e-8
+    assert float(lasso_gap(x, dictionary, fast.codes, 0.5).max()) < 1e-9
 
 
 @settings(max_examples=15)

@@ -133,6 +133,18 @@ def test_tuples_and_keyword_inputs_are_replaced_in_place():
     assert model(x)[0].tolist() == [[1.0] * 3] * 2
 
 
+def test_the_hidden_state_of_a_whole_model_is_read_and_replaced():
+    model = tiny_llama()
+    batch = batches_for(model)[0]
+    with torch.no_grad():
+        logits = model(**batch).logits
+        hidden = taken(model, "model")
+        with hook_point(model, "model").replace(lambda x: 2 * x):
+            doubled = model(**batch).logits
+    torch.testing.assert_close(model.lm_head(hidden), logits)
+    torch.testing.assert_close(doubled, 2 * logits)
+
+
 def test_what_is_no_tensor_is_refused():
     words = nn.Sequential(Words())
     with (

@@ -38,7 +38,7 @@ def parser() -> Parser:
     made.add_argument(
         "--from", dest="origin", metavar="FORMAT", help="format to read (default: as recognised)"
     )
-    made.add_argument("--subfolder", default="", metavar="FOLDER", help="folder in it to read")
+    made.add_argument("--subfolder", metavar="FOLDER", help="folder in it to read")
     made.add_argument("--dtype", choices=_DTYPES, default="as-saved", help="of the weights written")
     made.add_argument(
         "--rectify",
@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
     dtype = None if arguments.dtype == "as-saved" else getattr(torch, arguments.dtype)
     sae = SparseAutoencoder.from_pretrained(
         arguments.source,
-        arguments.subfolder,
+        arguments.subfolder or "",
         format=arguments.origin,
         dtype=dtype,
         activation_scale=arguments.activation_scale,

@@ -7,9 +7,11 @@ reconstruction stands for x.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from sparsecraft.core.code import Code
+from sparsecraft.core.errors import InvalidValue, NonFinite
 
 
 def influence(decoder: Tensor, gradient: Tensor) -> Tensor:
@@ -20,7 +22,6 @@ def influence(decoder: Tensor, gradient: Tensor) -> Tensor:
         gradient: (rows, d_out).
 
     Example:
-        >>> import torch
         >>> influence(torch.eye(2), torch.tensor([[3.0, -4.0]])).tolist()
         [[3.0, 4.0]]
 
@@ -60,3 +61,30 @@ def unexplained_effect(target: Tensor, reconstruction: Tensor, gradient: Tensor)
         As `attribution_sum`.
     """
     return ((target - reconstruction) * gradient).sum(1).abs().mean()
+
+
+def check_gradient(gradient: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Returns the gradient, or raises unless it fits what it belongs to and is finite.
+
+    Args:
+        gradient: Of the model's loss.
+        shape: Of the activations, (..., d).
+
+    Raises:
+        InvalidValue: For another shape.
+        NonFinite: For NaN or infinite values, with the first row that has them.
+    """
+    if tuple(gradient.shape) != tuple(shape):
+        raise InvalidValue(
+            f"a gradient of shape {tuple(gradient.shape)} was given for activations of shape "
+            f"{tuple(shape)}: give the gradient of the loss with respect to the very same ones"
+        )
+    finite = torch.isfinite(gradient).reshape(-1, shape[-1]).all(1)
+    if not bool(finite.all()):
+        bad = (~finite).nonzero()[:, 0]
+        raise NonFinite(
+            f"{len(bad)} of {len(finite)} rows have NaN or infinite gradients, first row "
+            f"{int(bad[0])}: leave these tokens out of the store, or set their gradients to zero, "
+            "which selects them as TopK does"
+        )
+    return gradient

@@ -1,7 +1,7 @@
 """The catalog: every method by name, with its paper and its place in the handbook's taxonomy.
 
-Files in `sparsecraft.methods` register into it; they are imported when a name is first asked for,
-so that importing the library stays cheap. Methods from outside come in by a file
+Files in `sparsecraft.methods` and `sparsecraft.domains` register into it; they are imported when a
+name is first asked for, so that importing the library stays cheap. Methods from outside come in by a file
 ("./mine.py:Mine") or by the entry point group "sparsecraft.methods".
 """
 
@@ -314,9 +314,10 @@ def _has(value: Any, wanted: str) -> bool:
 
 @cache
 def _load_all() -> None:
-    package = importlib.import_module("sparsecraft.methods")
-    for module in pkgutil.walk_packages(package.__path__, "sparsecraft.methods."):
-        importlib.import_module(module.name)
+    for name in ("sparsecraft.methods", "sparsecraft.domains"):
+        package = importlib.import_module(name)
+        for module in pkgutil.walk_packages(package.__path__, f"{name}."):
+            importlib.import_module(module.name)
     for point in entry_points(group="sparsecraft.methods"):
         _adopt(point.load(), f"entry point {point.name!r}")
 

@@ -170,8 +170,12 @@ def test_a_batch_whose_gradients_are_all_zero():
 
 def test_gradients_that_do_not_fit():
     method = GradientTopK(k=K)
-    with pytest.raises(InvalidValue, match=r"shape \(19, 6\) was given for 20 rows of width 6"):
-        codes(method, G[:-1])
+    for gradient in (G[:-1], G[:, :-1]):
+        with pytest.raises(InvalidValue, match=r"was given for activations of shape \(20, 6\)"):
+            codes(method, gradient)
+    sae = autoencoder(method)
+    with pytest.raises(InvalidValue, match=r"shape \(19, 6\) was given"):
+        method.select(sae.pre_activations(X), sae.own, Side(sae.W_dec, G[:-1]), training=True)
     bad = G.clone()
     bad[3, 1], bad[7, 0] = float("nan"), float("inf")
     with pytest.raises(NonFinite, match=r"2 of 20 rows have NaN .* first row 3: leave these"):

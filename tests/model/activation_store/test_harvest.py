@@ -263,6 +263,7 @@ class Twice(nn.Module):
     ("options", "message"),
     [
         ({"at": "model.layers"}, "is not called when the model runs"),
+        ({"at": "model.embed_tokens.input"}, r"activations of type torch\.int64"),
         ({"context": 100}, "longer than the 64 tokens"),
         ({"texts": ["1 2 3"]}, "too few for one context of 16"),
         ({"texts": "no such file"}, "one string and no file"),
@@ -293,6 +294,14 @@ def test_a_module_that_runs_twice_is_no_place():
 def test_an_unknown_hook_point_has_the_closest_names():
     with pytest.raises(UnknownName, match=r"model\.layers\.0"):
         harvest(tiny_llama(), at="model.layer.0")
+
+
+def test_places_must_agree_in_their_positions():
+    model, batch = tiny_bert(), batches_for(tiny_bert())[0]
+    with pytest.raises(InvalidValue, match=r"the places differ .* pooler.output \(3, 1\)"):
+        ActivationStore(model, at="encoder.layer.0", to="pooler", batches=[batch])
+    with pytest.raises(InvalidValue, match="none twice"):
+        ActivationStore.harvest_many(model, at=["pooler", "pooler.output"], batches=[batch])
 
 
 def test_pictures_are_no_sequence():

@@ -393,3 +393,21 @@ def test_the_bfloat16_product_gives_nearly_the_same_dictionary():
     )
     assert other == pytest.approx(one, rel=0.1)
     assert other != one
+
+
+def test_it_trains_where_gradients_are_switched_off_and_says_where_there_are_none():
+    with torch.no_grad():
+        sae = SparseAutoencoder(12, 48, TopK(k=3)).fit(data(), SHORT)
+    assert_same(weights(sae), weights(SparseAutoencoder(12, 48, TopK(k=3)).fit(data(), SHORT)))
+    with torch.inference_mode(), pytest.raises(InvalidValue, match="call fit outside of it"):
+        SparseAutoencoder(12, 48, TopK(k=3)).fit(data(), SHORT)
+
+
+def test_how_it_was_trained_is_kept_in_the_file(tmp_path):
+    sae = SparseAutoencoder(12, 48, TopK(k=3)).fit(data(), SHORT)
+    sae.save_pretrained(tmp_path / "sae")
+    kept = SparseAutoencoder.from_pretrained(tmp_path / "sae").info["training"]
+    assert kept["steps"] == 6
+    assert kept["fvu"] == sae.report.fvu
+    assert kept["learning_rate"] == 3e-3
+    assert "history" not in kept

@@ -7,7 +7,8 @@ class that a probe on the activations gets right, on which none of these latents
 another latent whose direction resembles the probe's brings most of what the probe reads.
 
 Departures: what a latent brings is its amplitude times its direction's product with the probe,
-exact for a linear probe, where the paper ablates one latent at a time; codes may be signed.
+exact for a linear probe, where the paper ablates one latent at a time; codes may be signed. A
+latent can stand for a class only if it brings the probe's direction on its rows.
 """
 
 from __future__ import annotations
@@ -129,8 +130,10 @@ def absorption(
     found = []
     for value in kept:
         y = tuple(torch.tensor([label == value for label in part]) for part in classes)
-        chosen = _standing_for(codes, y, most_latents, jump)
         read = linear_probe(x[0], y[0])
+        # A latent for another class tells them apart too, but is not one for this class.
+        bringing = codes[0][y[0]].mean(0) * _along(directions(sae), read) > 0
+        chosen = _standing_for((codes[0] * bringing, codes[1] * bringing), y, most_latents, jump)
         found.append(
             _absorbed(value, codes[1], directions(sae), chosen, read, x[1], y[1], alike, share)
         )
@@ -172,6 +175,12 @@ def _standing_for(
     return best, probe_f1(best, codes[1], y[1])
 
 
+def _along(d: Tensor, read: Probe) -> Tensor:
+    """Returns (d_sae,), how far each direction goes along the probe's unit normal."""
+    normal = (read.weight / read.deviation).to(d.dtype)
+    return d @ (normal / normal.norm().clamp_min(1e-12))
+
+
 def _absorbed(
     value: Hashable,
     code: Tensor,
@@ -185,9 +194,8 @@ def _absorbed(
 ) -> ClassAbsorption:
     latents = chosen[0].latents
     right = y & read.predict(x)
-    normal = (read.weight / read.deviation).to(d.dtype)
-    along = d @ normal
-    cosine = along / (d.norm(dim=1) * normal.norm()).clamp_min(1e-12)
+    along = _along(d, read)
+    cosine = along / d.norm(dim=1).clamp_min(1e-12)
     brought = code[right] * along
     brought[:, latents] = 0.0
     silent = (code[right][:, latents] == 0).all(1)

@@ -24,10 +24,15 @@ import torch
 from torch import Tensor
 
 from sparsecraft.core import penalties
-from sparsecraft.core.attribution import attribution_sum, influence, unexplained_effect
+from sparsecraft.core.attribution import (
+    attribution_sum,
+    check_gradient,
+    influence,
+    unexplained_effect,
+)
 from sparsecraft.core.catalog import Paper, Taxonomy, method
 from sparsecraft.core.code import Code
-from sparsecraft.core.errors import InvalidValue, NonFinite, UnknownName
+from sparsecraft.core.errors import InvalidValue, UnknownName
 from sparsecraft.core.kinds import CodeStep, Own, Selecting, Side
 from sparsecraft.core.kinds.activation import Reduction
 from sparsecraft.methods.codes.topk import check_k
@@ -120,7 +125,7 @@ class GradientTopK(Selecting):
             NonFinite: If it holds NaN or infinity.
         """
         if side.gradient is not None:
-            check_gradient(side.gradient, len(u), side.decoder.shape[1])
+            check_gradient(side.gradient, (len(u), side.decoder.shape[1]))
             side = replace(side, gradient=self._scaled(side.gradient, own).to(u.dtype))
         return super().select(u, own, side, training=training)
 
@@ -190,30 +195,3 @@ class GradientTopK(Selecting):
         mean = norms / rows.clamp_min(1)
         factor = math.sqrt(gradient.shape[1]) / mean.where(mean > 0, 1.0)
         return gradient * factor.to(gradient.dtype)
-
-
-def check_gradient(gradient: Tensor, rows: int, width: int) -> None:
-    """Raises unless a gradient fits the rows that it belongs to and is finite.
-
-    Args:
-        gradient: Of the model's loss.
-        rows: Rows of the activations.
-        width: Of what is reconstructed.
-
-    Raises:
-        InvalidValue: For another shape.
-        NonFinite: For NaN or infinite values, with the first rows that have them.
-    """
-    if tuple(gradient.shape) != (rows, width):
-        raise InvalidValue(
-            f"a gradient of shape {tuple(gradient.shape)} was given for {rows} rows of width "
-            f"{width}: give the gradient of the loss with respect to the very same activations"
-        )
-    finite = torch.isfinite(gradient).all(1)
-    if not bool(finite.all()):
-        bad = (~finite).nonzero()[:, 0]
-        raise NonFinite(
-            f"{len(bad)} of {rows} rows have NaN or infinite gradients, first row {int(bad[0])}: "
-            "leave these tokens out of the store, or set their gradients to zero, which selects "
-            "them as TopK does"
-        )

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sparsecraft.core import seeds
 from sparsecraft.core.errors import InvalidValue
 from sparsecraft.model.activation_store.batch import ActivationBatch
 from sparsecraft.model.activation_store.contents import (
@@ -18,11 +17,15 @@ from sparsecraft.model.activation_store.contents import (
     HarvestReport,
     contents_of_tensors,
 )
+from sparsecraft.model.activation_store.harvest import harvest
 from sparsecraft.model.activation_store.reader import Reader
+from sparsecraft.model.activation_store.selection import Selection
+from sparsecraft.model.activation_store.settings import Loss, Progress
+from sparsecraft.model.activation_store.shards import open_contents, verify
+from sparsecraft.model.activation_store.shuffle import Permutation
 from sparsecraft.model.activation_store.table import check_index
 from sparsecraft.model.digests import digest
 
-Progress = Callable[[str, int, int], None]
 ROWS_FOR_SCALE = 65536
 
 
@@ -86,7 +89,7 @@ class ActivationStore:
         skip_first: int = 0,
         prepend_bos: bool | None = None,
         gradients: bool = False,
-        loss: Callable[[Any, Mapping[str, Any]], Tensor] | None = None,
+        loss: Loss | None = None,
         to: str | None = None,
         rows: int | None = None,
         path: str | Path | None = None,
@@ -96,9 +99,8 @@ class ActivationStore:
         shard_bytes: int = 2**28,
         progress: Progress | None = None,
     ) -> None:
+        # Every argument but these four is a field of HarvestSettings, or the path.
         options = {k: v for k, v in locals().items() if k not in ("self", "model", "at", "to")}
-        from sparsecraft.model.activation_store.harvest import harvest
-
         (contents,) = harvest(model, [at], to=to, **options).values()
         self._fill(contents)
 
@@ -114,8 +116,6 @@ class ActivationStore:
             path: A folder that gets one folder for each of them.
             options: As of `ActivationStore`.
         """
-        from sparsecraft.model.activation_store.harvest import harvest
-
         made = harvest(model, list(at), path=path, one_folder_each=True, **options)
         return {name: cls._of(contents) for name, contents in made.items()}
 
@@ -131,8 +131,7 @@ class ActivationStore:
             target: (..., d_out), for a transcoder.
 
         Raises:
-            InvalidValue: If shapes do not fit or a type is no floating one.
-            NonFinite: For NaN or infinite values.
+            InvalidValue, NonFinite: If shapes or types do not fit, or values are not finite.
         """
         return cls._of(contents_of_tensors(x, gradient, target))
 
@@ -143,12 +142,10 @@ class ActivationStore:
         Raises:
             StoreError: If there is none, it is not complete, or a file is missing or cut short.
         """
-        from sparsecraft.model.activation_store.shards import open_contents
-
         return cls._of(open_contents(Path(path)))
 
     def __len__(self) -> int:
-        return len(self._table) if self._contexts is None else int(self._starts[-1])
+        return len(self._selection)
 
     def __repr__(self) -> str:
         where = f" at {self.at}" if self.at else ""
@@ -192,13 +189,12 @@ class ActivationStore:
     @property
     def tokens(self) -> Tensor | None:
         """int32 (contexts, context) token ids, -1 behind short contexts; None without a text."""
-        found = self._table.tokens()
-        return found if found is None or self._contexts is None else found[self._contexts]
+        return self._selection.tokens()
 
     @property
     def contexts(self) -> int:
         """How many contexts there are; rows of a tensor count as one each."""
-        return len(self._starts) - 1
+        return self._selection.count
 
     def place(self, index: Tensor) -> tuple[Tensor, Tensor] | None:
         """Returns where rows stand: int64 context numbers and positions, both (n,).
@@ -211,8 +207,8 @@ class ActivationStore:
         if self.at is None:
             return None
         index = check_index(index, len(self))
-        contexts = torch.searchsorted(self._starts, index, right=True) - 1
-        return contexts, self._table.gather("positions", self._in_table(index)).long()
+        positions = self._table.gather("positions", self._selection.in_table(index))
+        return self._selection.context_of(index), positions.long()
 
     def rows(self, index: Tensor) -> ActivationBatch:
         """Returns the rows with these numbers, in this order.
@@ -224,7 +220,7 @@ class ActivationStore:
             InvalidValue: If a number is not below the length.
         """
         index = check_index(index, len(self))
-        base = self._in_table(index)
+        base = self._selection.in_table(index)
         gradient, target = (
             self._table.gather(part, base).float() if self._table.width(part) else None
             for part in ("gradient", "target")
@@ -244,8 +240,6 @@ class ActivationStore:
         """
         if not 1 <= count <= len(self):
             raise InvalidValue(f"count={count} is not allowed: the store has {len(self)} rows")
-        from sparsecraft.model.activation_store.shuffle import Permutation
-
         return self.rows(Permutation(len(self), seed, "sample").of(torch.arange(count)).sort()[0])
 
     def split(
@@ -260,32 +254,11 @@ class ActivationStore:
         Raises:
             InvalidValue: If one of the two would be empty.
         """
-        if not 0 < held_out < 1 or self.contexts < 2:
-            raise InvalidValue(
-                f"held_out={held_out} of {self.contexts} contexts is not allowed: give a share "
-                "between 0 and 1, and at least two contexts"
-            )
-        out = min(max(1, round(held_out * self.contexts)), self.contexts - 1)
-        shuffled = torch.randperm(self.contexts, generator=seeds.generator(seed, "held out"))
-        here = torch.arange(self.contexts) if self._contexts is None else self._contexts
-        parts = (shuffled[out:].sort().values, shuffled[:out].sort().values)
-        first, second = (self._of(self._contents, here[part]) for part in parts)
-        if not len(first) or not len(second):
-            raise InvalidValue(
-                f"held_out={held_out} leaves a part without rows: some contexts have none; give "
-                "another share or more text"
-            )
-        return first, second
+        first, second = self._selection.split(held_out, seed)
+        return self._of(self._contents, first), self._of(self._contents, second)
 
     def reader(self, batch: int, seed: int = 0, rank: int = 0, world: int = 1) -> Reader:
-        """Returns an endless iterator of random batches; see `Reader`.
-
-        Args:
-            batch: Rows of this rank's batch.
-            seed: Of the order, the same on every rank.
-            rank: Which of the processes this is.
-            world: How many read together.
-        """
+        """Returns an endless iterator of random batches; `Reader` explains the arguments."""
         return Reader(self, batch, seed, rank, world)
 
     def scale(self) -> float:
@@ -305,8 +278,8 @@ class ActivationStore:
     @property
     def digest(self) -> str:
         """A hash that tells stores apart: of model, place, settings, text, and the part taken."""
-        whole = self._contents.digest
-        return whole if self._contexts is None else digest([(whole, self._contexts)])
+        whole, contexts = self._contents.digest, self._selection.contexts
+        return whole if contexts is None else digest([(whole, contexts)])
 
     def verify(self) -> None:
         """Reads all files and compares them with the digests written with them.
@@ -315,27 +288,14 @@ class ActivationStore:
             StoreError: Naming the first file that differs.
         """
         if self.path is not None:
-            from sparsecraft.model.activation_store.shards import verify
-
             verify(self.path)
 
     @classmethod
-    def _of(cls, contents: Contents, contexts: Tensor | None = None) -> ActivationStore:
+    def _of(cls, contents: Contents, selection: Selection | None = None) -> ActivationStore:
         made = cls.__new__(cls)
-        made._fill(contents, contexts)
+        made._fill(contents, selection)
         return made
 
-    def _fill(self, contents: Contents, contexts: Tensor | None = None) -> None:
-        self._contents, self._table, self._contexts = contents, contents.table, contexts
-        starts = self._table.context_starts
-        if contexts is not None:
-            counts = starts.diff()[contexts]
-            starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-        self._starts = starts
-
-    def _in_table(self, index: Tensor) -> Tensor:
-        if self._contexts is None:
-            return index
-        context = torch.searchsorted(self._starts, index, right=True) - 1
-        first = self._table.context_starts[self._contexts[context]]
-        return first + index - self._starts[context]
+    def _fill(self, contents: Contents, selection: Selection | None = None) -> None:
+        self._contents, self._table = contents, contents.table
+        self._selection = Selection(contents.table) if selection is None else selection

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsecraft.core import seeds
+from sparsecraft.core.attribution import check_gradient
 from sparsecraft.core.code import Code
 from sparsecraft.core.errors import InvalidValue, NonFinite, UnknownName
 from sparsecraft.core.kinds import Activation, Elementwise, Own, Selecting, Side
@@ -28,6 +29,7 @@ from sparsecraft.kernels.codes import (
     selected_pre_activations,
 )
 from sparsecraft.kernels.codes.encoder import Precision
+from sparsecraft.model.sae.checks import check_prefixes, check_rows, check_sizes
 from sparsecraft.model.sae.direct import ranks_rows
 from sparsecraft.model.sae.estimator import Estimator
 from sparsecraft.model.sae.report import SAEReport
@@ -73,14 +75,14 @@ class SparseAutoencoder(Estimator, nn.Module):
     ) -> None:
         super().__init__()
         d_out = d_in if d_out is None else d_out
-        _check(d_in=d_in, d_sae=d_sae, d_out=d_out, unroll=unroll)
+        check_sizes(d_in=d_in, d_sae=d_sae, d_out=d_out, unroll=unroll)
         if row_norm not in ROW_NORMS:
             raise UnknownName("row_norm", str(row_norm), ROW_NORMS)
         activation.check(d_in, d_sae)
         self.d_in, self.d_sae, self.d_out = d_in, d_sae, d_out
         self.activation, self.row_norm, self.unroll = activation, row_norm, unroll
         self.tied, self.subtract_bias = tied, subtract_bias
-        self.prefixes = _prefixes(prefixes, d_sae)
+        self.prefixes = check_prefixes(prefixes, d_sae)
         self.info: dict[str, Any] = {}
         """Where the activations came from: model, hook, context, tokens; kept in the file."""
         self.report: SAEReport | None = None
@@ -104,6 +106,10 @@ class SparseAutoencoder(Estimator, nn.Module):
         Args:
             x: (..., d_in).
             gradient: Of the model's loss, like x, for an activation that selects by it.
+
+        Raises:
+            InvalidValue: If rows or gradient have another shape or type than can be encoded.
+            NonFinite: If they hold NaN or infinity.
         """
         code = self.sparse_encode(x, gradient=gradient)
         return code.dense().reshape(*x.shape[:-1], self.d_sae)
@@ -112,7 +118,9 @@ class SparseAutoencoder(Estimator, nn.Module):
         """Returns the code of all rows of x (..., d_in), holding what is not zero."""
         rows = self.check_input(x).reshape(-1, self.d_in)
         scaling = RowScaling.of(rows, self.row_norm)
-        flat = None if gradient is None else scaling.gradient(gradient.reshape(-1, self.d_in))
+        if gradient is not None:
+            gradient = check_gradient(gradient, x.shape).to(rows.dtype).reshape(-1, self.d_in)
+        flat = None if gradient is None else scaling.gradient(gradient)
         z = self.code_of(scaling.apply(rows), gradient=flat)
         return z if isinstance(z, Code) else Code.of(z)
 
@@ -214,21 +222,7 @@ class SparseAutoencoder(Estimator, nn.Module):
             InvalidValue: For another width, an integer type or no rows.
             NonFinite: For NaN or infinite values.
         """
-        if not x.is_floating_point():
-            raise InvalidValue(
-                f"activations of type {x.dtype} cannot be encoded: convert them to a floating type"
-            )
-        if x.dim() == 0 or x.shape[-1] != self.d_in or not x.numel():
-            raise InvalidValue(
-                f"activations of shape {tuple(x.shape)} were given; this autoencoder reads "
-                f"(rows, {self.d_in}), at least one row"
-            )
-        if not bool(torch.isfinite(x).all()):
-            bad = int((~torch.isfinite(x)).reshape(-1, self.d_in).any(1).sum())
-            raise NonFinite(
-                f"{bad} of {x.numel() // self.d_in} rows have NaN or infinite values: leave them "
-                "out, or find where the model makes them (half precision often does)"
-            )
+        check_rows(x, self.d_in)
         return x.to(self.W_dec.dtype)
 
     def normalise_rows(self, rows: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
@@ -316,19 +310,3 @@ class SparseAutoencoder(Estimator, nn.Module):
 
 def _mark_trained(module: nn.Module, incompatible: Any) -> None:
     cast(SparseAutoencoder, module).trained = True
-
-
-def _check(**sizes: int) -> None:
-    for name, size in sizes.items():
-        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-            raise InvalidValue(f"{name}={size!r} is not allowed: give a whole number of at least 1")
-
-
-def _prefixes(prefixes: tuple[int, ...], d_sae: int) -> tuple[int, ...]:
-    if prefixes and (sorted(set(prefixes)) != list(prefixes) or prefixes[0] < 1):
-        raise InvalidValue(f"prefixes={prefixes} are not allowed: give ascending numbers from 1")
-    if prefixes and prefixes[-1] != d_sae:
-        raise InvalidValue(
-            f"prefixes={prefixes} must end with all of the dictionary, d_sae={d_sae}"
-        )
-    return tuple(prefixes)

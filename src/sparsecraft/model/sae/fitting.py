@@ -6,7 +6,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -98,8 +98,8 @@ def train_together(
         for trainer in trainers:
             trainer.finish()
     for trainer in trainers:
-        trainer.sae.info.update(store.info)
         trainer.sae.report = _report(trainer, rows, held_out, spent, first)
+        trainer.sae.info.update(store.info, training=_summary(trainer))
     return list(saes)
 
 
@@ -172,6 +172,19 @@ def _report(
     )
 
 
+def _summary(trainer: Trainer) -> dict[str, Any]:
+    """Returns what is kept in the file of the autoencoder: how it was trained, what came out."""
+    settings = {
+        field.name: getattr(trainer.training, field.name)
+        for field in dataclasses.fields(trainer.training)
+    }
+    plain = {
+        k: v if isinstance(v, str | int | float | None) else repr(v) for k, v in settings.items()
+    }
+    report = cast(SAEReport, trainer.sae.report).to_json()
+    return {**plain, **{k: v for k, v in report.items() if k not in ("history", "resumed_from")}}
+
+
 def _set_thresholds(trainer: Trainer, rows: ActivationStore) -> list[str]:
     """Sets thresholds that the training left unset; returns what to say about it."""
     activation, sae = trainer.sae.activation, trainer.sae
@@ -230,6 +243,10 @@ def _check(
     saes: Sequence[SparseAutoencoder], store: ActivationStore, plans: Sequence[SAETraining]
 ) -> None:
     """Raises before the first step what would fail in it."""
+    if torch.is_inference_mode_enabled():
+        raise InvalidValue(
+            "in torch.inference_mode() there are no gradients to train by: call fit outside of it"
+        )
     if plans[0].batch % world_size():
         raise InvalidValue(
             f"batch={plans[0].batch} cannot be divided between {world_size()} processes: give a "

@@ -73,6 +73,7 @@ class Trainer:
         if self.optimizer.unit:
             scalings.make_rows_unit(self.sae)
 
+    @torch.enable_grad()
     def step(self, batch: ActivationBatch) -> None:
         """Takes one step of the optimiser.
 

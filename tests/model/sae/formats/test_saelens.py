@@ -185,3 +185,12 @@ def test_what_is_folded_or_lost_is_said(random_sae, tmp_path):
     notes = sae.save_pretrained(tmp_path / "sae", format="saelens")
     assert any("tied encoder is written out" in note for note in notes)
     assert any("controller of the biases is left out" in note for note in notes)
+
+
+def test_sizes_of_settings_and_tensors_must_agree(saelens_folder):
+    with pytest.raises(CheckpointError, match="settings say d_sae=99, and its tensors 16"):
+        read(saelens_folder({"d_sae": 99}))
+    with pytest.raises(CheckpointError, match=r"its b_enc has the shape \(3,\).*\(16,\) is needed"):
+        read(saelens_folder({}, {"b_enc": torch.ones(3)}))
+    with pytest.raises(CheckpointError, match="matrices are needed"):
+        read(saelens_folder({}, {"W_enc": torch.ones(6)}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -67,7 +68,7 @@ def logit_effects(model: nn.Module, directions: Tensor, places: int = 8) -> Logi
     Raises:
         InvalidValue: If the head reads another width.
     """
-    getter = getattr(model, "get_output_embeddings", None)
+    getter = cast(Any, getattr(model, "get_output_embeddings", None))
     head = None if getter is None else getter()
     if head is None:
         return None

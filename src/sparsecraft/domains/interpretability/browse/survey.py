@@ -109,12 +109,13 @@ def survey(
     Raises:
         InvalidValue: If the store has no tokens.
     """
-    if store.tokens is None:
+    places = store.place(torch.arange(len(store)))
+    if places is None:
         raise InvalidValue(
             "a page needs the text of the activations, and this store has no tokens: make it "
             "with ActivationStore(model, at=..., texts=...)"
         )
-    contexts, positions = store.place(torch.arange(len(store)))
+    contexts, positions = places
     ranges = _ranges(contexts, most_rows)
     seen = max(last for _, last in ranges.values())
     found = Survey(

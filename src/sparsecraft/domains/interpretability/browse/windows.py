@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -51,11 +51,11 @@ def windows(
     An example is {"t": tokens, "a": activations, "p": place of its strongest token}.
     """
     details = {latent: _summary(found, latent) for latent in latents}
-    wanted = _wanted(found, latents)
+    wanted, texts = _wanted(found, latents), cast(Tensor, store.tokens)
     for done, (context, uses) in enumerate(wanted.items()):
         first, last = found.ranges[context]
         code = encoded(sae, store, first, last).dense()
-        tokens = store.tokens[context]
+        tokens = texts[context]
         for kind, latent, place, row in uses:
             example = _example(found, code[:, latent], tokens, first, row, vocabulary)
             details[latent][kind][place] = example

@@ -234,6 +234,9 @@ class DictionaryLearning(Estimator):
         self._known()
         return self._progress.report()
 
+    def __sklearn_is_fitted__(self) -> bool:
+        return self._dictionary is not None
+
     def _begin(self, X: Any, *, anew: bool) -> Tensor:
         """Returns the rows, after making the first dictionary if there is none to go on from."""
         known = None if anew else self._dictionary

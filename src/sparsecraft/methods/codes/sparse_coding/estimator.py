@@ -85,6 +85,9 @@ class Estimator(ABC):
             input_tags=InputTags(),
         )
 
+    def __sklearn_is_fitted__(self) -> bool:
+        return True
+
     @classmethod
     def _names(cls) -> list[str]:
         return [name for name in inspect.signature(cls.__init__).parameters if name != "self"]

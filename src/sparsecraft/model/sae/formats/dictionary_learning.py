@@ -87,6 +87,7 @@ def read(path: Path, dtype: torch.dtype | None = None) -> SparseAutoencoder:
     optional = ("k", "threshold") if name == "AutoEncoderTopK" else ()
     check_tensors(raw, TENSORS[name], path / WEIGHTS, optional=optional)
     form = _form(name, widened(raw), trainer)
+    form.of_size(d_in=trainer.get("activation_dim"), d_sae=trainer.get("dict_size"))
     saved = raw.get("encoder.weight", raw.get("W_enc"))
     return _with_info(form, config).autoencoder(dtype or saved.dtype)  # type: ignore[union-attr]
 

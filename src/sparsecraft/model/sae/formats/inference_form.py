@@ -64,6 +64,39 @@ class InferenceForm:
     info: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        if self.W_enc.dim() != 2 or self.W_dec.dim() != 2:
+            shapes = f"{tuple(self.W_enc.shape)} and {tuple(self.W_dec.shape)}"
+            raise InvalidValue(f"W_enc and W_dec have the shapes {shapes}; matrices are needed")
+        latents = ("b_enc", "threshold", "log_scale", "magnitude_bias")
+        wanted: dict[str, tuple[int, ...]] = {
+            **dict.fromkeys(latents, (self.d_sae,)),
+            "b_dec": (self.d_out,),
+            "W_dec": (self.d_sae, self.d_out),
+            "W_skip": (self.d_in, self.d_out),
+        }
+        for name, shape in wanted.items():
+            tensor = getattr(self, name)
+            if tensor is not None and tuple(tensor.shape) != shape:
+                raise InvalidValue(
+                    f"its {name} has the shape {tuple(tensor.shape)}, and with an encoder of "
+                    f"{self.d_in} entries and {self.d_sae} latents {shape} is needed"
+                )
+
+    def of_size(self, **sizes: Any) -> InferenceForm:
+        """Returns this form if it has the sizes that settings say; None says nothing.
+
+        Raises:
+            InvalidValue: If it has others.
+        """
+        for name, said in sizes.items():
+            if said is not None and int(said) != getattr(self, name):
+                raise InvalidValue(
+                    f"its settings say {name}={said}, and its tensors {getattr(self, name)}: files "
+                    "of two autoencoders were mixed"
+                )
+        return self
+
     @property
     def d_in(self) -> int:
         """Width of what is read."""
@@ -109,6 +142,8 @@ class InferenceForm:
         """
         # A latent without a direction writes nothing, whatever its scale.
         norms = self.W_dec.norm(dim=1).clamp_min(1e-8)
+        if bool(((norms - 1).abs() <= 8 * torch.finfo(norms.dtype).eps).all()):
+            return self
         return replace(
             self,
             W_enc=self.W_enc * norms,

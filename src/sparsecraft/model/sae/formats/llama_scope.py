@@ -84,6 +84,7 @@ def _form(settings: Mapping[str, Any], tensors: Mapping[str, Tensor], file: Path
         info=_info(settings),
     )
     form = _with_rule(form, settings, file)
+    form.of_size(d_in=settings.get("d_model"), d_sae=settings.get("d_sae"))
     if norm == "token-wise":
         form = form.unscaled(form.d_in**0.5)
     if norm == _SCALED:

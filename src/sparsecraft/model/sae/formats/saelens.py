@@ -130,6 +130,8 @@ def _form(settings: Settings, tensors: dict[str, Tensor]) -> InferenceForm:
         prefixes=settings.prefixes,
         info=settings.info,
     )
+    said = {name: settings.values.get(name) for name in ("d_in", "d_sae", "d_out")}
+    form.of_size(**said)
     return form.with_unit_rows() if settings.rescaled else form
 
 

@@ -74,6 +74,8 @@ def read(path: Path, dtype: torch.dtype | None = None) -> SparseAutoencoder:
         subtract_bias=not transcode,
         info=_info(settings, path),
     )
+    # num_latents is 0 where the expansion factor says it.
+    form.of_size(d_in=settings.get("d_in"), d_sae=settings.get("num_latents") or None)
     return form.autoencoder(dtype or raw["W_dec"].dtype)
 
 

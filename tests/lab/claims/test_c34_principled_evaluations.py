@@ -1,0 +1,59 @@
+"""Claim 34: every stated arm is measured, by the same edits, chosen on validation."""
+
+import pytest
+import torch
+
+from sparsecraft.domains.interpretability import ioi, ioi_model
+from sparsecraft.lab.claims import c34_principled_evaluations as c34
+from sparsecraft.lab.claims.cells import Cell
+from sparsecraft.lab.evidence.table import Row
+
+
+@pytest.fixture(scope="module")
+def found():
+    settings = {**c34._settings("smoke"), "kinds": {"topk": [4, 8]}, "sae_steps": 5}
+    settings |= {"model_steps": 3, "training": 600, "evaluated": 60}
+    return c34.measure(Cell("all arms", 0, settings))
+
+
+def test_every_stated_arm_is_measured(found):
+    for contrast in c34.STATED:
+        for arm in contrast.terms:
+            assert f"{arm} | {contrast.metric}" in found
+        assert sum(contrast.terms.values()) == pytest.approx(0)
+
+
+def test_a_single_kind_is_the_best(found):
+    best = {k: v for k, v in found.items() if k.startswith(c34.BEST)}
+    assert len(best) > 10
+    for key, value in best.items():
+        assert found[key.replace(c34.BEST, "topk")] == value
+
+
+def test_floor_and_control_stand_beside(found):
+    assert f"{c34.FLOOR} | {c34.EQUAL_NUMBER}" in found
+    assert f"{c34.RANDOM} | {c34.SUFFICIENCY}" in found
+    assert 0 <= found[f"{c34.FLOOR} | {c34.EQUAL_NUMBER}"] <= 1
+
+
+def test_rows_bear_the_arms_name():
+    row = c34._own_arm(Row("all arms", 3, "topk | sufficiency", 0.5))
+    assert (row.arm, row.seed, row.metric, row.value) == ("topk", 3, "sufficiency", 0.5)
+
+
+def test_every_kind_has_as_many_settings():
+    assert {len(values) for _, values in c34.KINDS.values()} == {3}
+    for budget in ("small", "full"):
+        assert c34._settings(budget)["kinds"].keys() == c34.KINDS.keys()
+
+
+def test_parts_share_no_prompts_draws_and_change_the_receiver_alone():
+    model = ioi_model.IOIModel(ioi_model.ModelSize(), seed=0)
+    bench = c34.prepared(model, 0, 40, 20)
+    base, other = ioi.halves(0)
+    for part in (bench.validation, bench.test):
+        assert bool(torch.isin(part.given.io, base).all())
+        assert bool(torch.isin(part.new, other).all())
+        assert part.x.shape == part.x_changed.shape == (20, 64)
+    assert not torch.equal(bench.validation.given.tokens, bench.test.given.tokens)
+    torch.testing.assert_close(bench.test.says(bench.test.x), bench.test.says(None))

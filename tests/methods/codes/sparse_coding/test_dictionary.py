@@ -1,0 +1,258 @@
+"""Dictionary learning: what it finds, gives up and reports; resumes; files; scikit-learn."""
+
+import numpy as np
+import pytest
+import torch
+
+from sparsecraft.core.errors import CheckpointError, InvalidValue, NonFinite, UnknownName
+from sparsecraft.core.penalties import CEL0, L0, AbsTopK
+from sparsecraft.core.solvers import Stopping
+from sparsecraft.methods.codes.sparse_coding import (
+    DictionaryLearning,
+    Whitening,
+    as_in_paper,
+    paper_penalty,
+)
+from sparsecraft.methods.codes.sparse_coding.batches import learn_batch
+from sparsecraft.methods.codes.sparse_coding.estimator import NotFitted
+
+SMALL = {"batches": 12, "batch_size": 40, "strength": 0.2}
+
+
+def planted(rows=400, atoms=12, width=10, active=2, seed=0):
+    """Rows that are sums of two of twelve atoms, and the atoms."""
+    draw = np.random.default_rng(seed)
+    true = draw.normal(size=(atoms, width))
+    true /= np.linalg.norm(true, axis=1, keepdims=True)
+    codes = np.zeros((rows, atoms))
+    for row in codes:
+        row[draw.choice(atoms, active, replace=False)] = draw.choice([-1, 1], active)
+    return codes @ true, true
+
+
+def test_planted_atoms_are_found():
+    rows, true = planted(rows=2000)
+    learner = DictionaryLearning(12, penalty="l0", strength=0.05, batches=400, batch_size=100,
+                                 learning_rate=2e-2, seed=1)  # fmt: skip
+    found = learner.fit(rows).components_
+    assert (np.abs(found @ true.T).max(0) > 0.95).mean() >= 0.75
+    assert learner.score(rows) > 0.9
+    assert learner.score(rows) > DictionaryLearning(12, **SMALL).fit(rows[:40]).score(rows)
+
+
+@pytest.mark.parametrize("penalty", ["l1", "cel0", "half", "log", "mcp", "scad", AbsTopK(k=2)])
+def test_the_error_falls_with_every_penalty(penalty):
+    rows, _ = planted()
+    strength = None if isinstance(penalty, AbsTopK) else 0.05
+    learner = DictionaryLearning(12, penalty=penalty, strength=strength, batches=60, batch_size=50,
+                                 learning_rate=1e-2)  # fmt: skip
+    errors = learner.fit(rows).errors_
+    assert len(errors) == 60
+    assert np.mean(errors[-5:]) < 0.8 * np.mean(errors[:5])
+
+
+def test_atoms_have_norm_one_and_kind_and_type_of_the_rows():
+    rows, _ = planted()
+    learner = DictionaryLearning(6, **SMALL).fit(rows.astype(np.float32))
+    assert learner.components_.dtype == np.float32
+    assert np.allclose(np.linalg.norm(learner.components_, axis=1), 1, atol=1e-6)
+    assert learner.n_iter_ == 12
+    assert learner.n_features_in_ == 10
+    assert learner.activity_.shape == (6,)
+    tensors = DictionaryLearning(6, **SMALL).fit(torch.from_numpy(rows))
+    assert isinstance(tensors.components_, torch.Tensor)
+    assert tensors.components_.dtype == torch.float64
+
+
+def test_a_seed_gives_one_dictionary():
+    rows, _ = planted()
+    one, two, other = (
+        DictionaryLearning(6, **SMALL, seed=seed).fit(rows).components_ for seed in (3, 3, 4)
+    )
+    assert np.array_equal(one, two)
+    assert not np.array_equal(one, other)
+
+
+def test_the_step_is_the_gradient_summed_over_rows():
+    stream = torch.Generator().manual_seed(0)
+    x = torch.randn(5, 4, generator=stream, dtype=torch.float64)
+    start = torch.eye(4, dtype=torch.float64) * 3
+    found = learn_batch(x, start, L0(strength=0.3), step=1.0, rate=0.01, stopping=Stopping())
+    codes = x * (x.abs() > np.sqrt(0.6))  # in the unit dictionary, at once
+    assert torch.allclose(found.codes, codes)
+    assert torch.allclose(found.dictionary, torch.eye(4) + 0.01 * codes.T @ (x - codes))
+    assert found.error == pytest.approx(float((x - codes).square().mean()))
+    assert not found.shortened
+
+
+def test_rows_that_do_not_settle_do_not_move_the_dictionary_and_are_counted():
+    rows, _ = planted()
+    options = {"penalty": "l1", "strength": 1e-4, "max_steps": 1, "batches": 3, "batch_size": 40}
+    learner = DictionaryLearning(6, **options).fit(rows)
+    first = DictionaryLearning(6, **options)._begin(rows, anew=True)
+    assert len(first) == 400
+    assert learner.report_.discarded == 120
+    assert learner.report_.idle_batches == 3
+    assert learner.errors_ == []
+    assert "120 of 120 rows did not settle and were left out (3 whole batches)" in str(
+        learner.report_
+    )
+
+
+def test_in_the_papers_way_a_whole_batch_is_given_up():
+    rows, _ = planted()
+    paper = {**as_in_paper("soft", 6), "batches": 2, "batch_size": 40, "max_steps": 3}
+    learner = DictionaryLearning(penalty=paper_penalty("soft", 0.01), **paper).fit(rows)
+    assert learner.report_.discarded == 80
+    assert learner.report_.idle_batches == 2
+
+
+def test_a_step_that_would_overshoot_is_shortened_and_said():
+    rows, _ = planted()
+    learner = DictionaryLearning(6, **{**SMALL, "strength": 0.2}, learning_rate=100.0)
+    learner.fit(100 * rows)
+    assert learner.report_.shortened == 12
+    assert "12 steps were shortened: lower learning_rate" in str(learner.report_)
+    assert np.isfinite(learner.components_).all()
+    assert learner.errors_[-1] < learner.errors_[0]
+
+
+def test_dead_atoms_are_told():
+    rows, _ = planted()
+    learner = DictionaryLearning(6, **{**SMALL, "penalty": "l0", "strength": 1e6}).fit(rows)
+    assert learner.report_.dead == 6
+    assert "6 of 6 atoms are dead" in str(learner.report_)
+    assert learner.activity_.tolist() == [0.0] * 6
+
+
+def test_partial_fits_go_on_from_one_another():
+    rows, _ = planted(rows=80)
+    options = {"batch_size": 40, "strength": 0.2}
+    whole = DictionaryLearning(6, **options).partial_fit(rows)
+    parts = DictionaryLearning(6, **options).partial_fit(rows[:40]).partial_fit(rows[40:])
+    assert np.array_equal(whole.components_, parts.components_)
+    assert parts.n_iter_ == 2
+
+
+@pytest.mark.parametrize("decay", [False, True])
+def test_a_fit_that_was_saved_and_killed_ends_as_if_it_were_not(tmp_path, decay):
+    rows, _ = planted()
+    options = {**SMALL, "decay": decay, "step": 0.05, "warm_start": True,
+               "penalty": CEL0(strength=0.2), "strength": None}  # fmt: skip
+    through = DictionaryLearning(6, **options).fit(rows)
+
+    class Killed(Exception):
+        pass
+
+    learner = DictionaryLearning(6, **options)
+
+    def progress(done, total):
+        if done == 5:
+            learner.save(tmp_path / "half.safetensors")
+            raise Killed
+
+    with pytest.raises(Killed):
+        learner.fit(rows, progress=progress)
+    resumed = DictionaryLearning.load(tmp_path / "half.safetensors")
+    assert resumed.n_iter_ == 5
+    resumed.fit(rows)
+    assert np.array_equal(resumed.components_, through.components_)
+    assert resumed.errors_ == through.errors_
+    assert resumed.report_ == through.report_
+
+
+def test_a_file_keeps_settings_and_preparation(tmp_path):
+    rows, _ = planted()
+    learner = DictionaryLearning(6, **SMALL, penalty="half", seed=2).fit(rows)
+    whitening = Whitening(cutoff=0.3, scale=0.5)
+    learner.save(tmp_path / "a.safetensors", whitening=whitening)
+    again = DictionaryLearning.load(tmp_path / "a.safetensors")
+    assert again.get_params() == learner.get_params()
+    assert again.whitening_ == whitening
+    assert np.array_equal(again.transform(rows), learner.transform(rows))
+    assert again.coding_report_ == learner.coding_report_
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    from safetensors.torch import save_file
+
+    with pytest.raises(CheckpointError, match="could not read the dictionary"):
+        DictionaryLearning.load(tmp_path / "none.safetensors")
+    (tmp_path / "torn.safetensors").write_bytes(b"\x08")
+    with pytest.raises(CheckpointError, match="could not read the dictionary"):
+        DictionaryLearning.load(tmp_path / "torn.safetensors")
+    save_file({"x": torch.ones(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(CheckpointError, match="holds no dictionary"):
+        DictionaryLearning.load(tmp_path / "other.safetensors")
+
+
+def test_fit_starts_anew_unless_told_to_go_on():
+    rows, _ = planted()
+    learner = DictionaryLearning(6, **SMALL).fit(rows)
+    first = learner.components_
+    assert np.array_equal(learner.fit(rows).components_, first)
+    learner.set_params(warm_start=True, batches=14)
+    assert learner.fit(rows).n_iter_ == 14
+    assert not np.array_equal(learner.components_, first)
+
+
+def test_before_a_fit_there_is_nothing():
+    learner = DictionaryLearning(6)
+    for ask in (
+        lambda: learner.transform(np.ones((1, 4))),
+        lambda: learner.components_,
+        lambda: learner.report_,
+        lambda: learner.save("x"),
+    ):
+        with pytest.raises(NotFitted, match="call fit or partial_fit first"):
+            ask()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"n_components": 0}, InvalidValue, "n_components=0 is not allowed"),
+        ({"learning_rate": 0}, InvalidValue, "learning_rate=0 is not allowed"),
+        ({"batches": 0}, InvalidValue, "batches=0 is not allowed"),
+        ({"batch_size": 0}, InvalidValue, "batch_size=0 is not allowed"),
+        ({"strength": -0.1}, InvalidValue, "strength=-0.1 is not allowed"),
+        ({"decay": True}, InvalidValue, "need a first step"),
+        ({"solver": "lars"}, UnknownName, "Unknown solver 'lars'"),
+        ({"start": np.ones((3, 10))}, InvalidValue, "start has 3 atoms, but n_components is 6"),
+        ({"start": np.ones((6, 9))}, InvalidValue, "start has 9 columns, but 10 are expected"),
+    ],
+)
+def test_settings_that_are_not_allowed(options, error, message):
+    with pytest.raises(error) as caught:
+        DictionaryLearning(**{"n_components": 6, **options}).fit(planted()[0])
+    assert message in str(caught.value)
+
+
+def test_bad_rows_leave_what_was_learned():
+    rows, _ = planted()
+    learner = DictionaryLearning(6, **SMALL).fit(rows)
+    before = learner.components_
+    with pytest.raises(NonFinite, match="400 of 400 rows"):
+        learner.partial_fit(rows * np.nan)
+    with pytest.raises(InvalidValue, match="X has 3 columns, but 10 are expected"):
+        learner.partial_fit(rows[:, :3])
+    assert np.array_equal(learner.components_, before)
+
+
+def test_scikit_learn_clones_and_pipes_and_unknown_methods_are_named():
+    from sklearn.base import clone
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    rows, _ = planted()
+    learner = DictionaryLearning(6, **SMALL).fit(rows)
+    fresh = clone(learner)
+    assert fresh.get_params() == learner.get_params()
+    with pytest.raises(NotFitted):
+        fresh.transform(rows)
+    assert make_pipeline(StandardScaler(), fresh).fit_transform(rows).shape == (400, 6)
+    with pytest.raises(UnknownName, match="method of the paper 'softt'"):
+        paper_penalty("softt", 0.1)
+    assert as_in_paper("cel0", 501)["decay"]
+    assert not as_in_paper("cel0", 500)["decay"]
+    assert not as_in_paper("soft", 501)["decay"]
