@@ -16,8 +16,8 @@ def backend(request):
 
 def tensors(*shape, dtype=torch.float64):
     stream = torch.Generator().manual_seed(3)
-    weight, gradient, mean = (torch.randn(*shape, generator=stream).to(dtype) for _ in range(3))
-    return weight, gradient, 0.1 * mean, torch.rand(*shape, generator=stream).to(dtype)
+    weight, gradient, mean = (torch.randn(shape, generator=stream).to(dtype) for _ in range(3))
+    return weight, gradient, 0.1 * mean, torch.rand(shape, generator=stream).to(dtype)
 
 
 def test_a_row_by_hand():

@@ -87,7 +87,9 @@ def test_a_saved_state_goes_on_exactly_and_loads_into_adam(backend, tmp_path):
         resumed.step()
     assert all(torch.equal(a, b) for a, b in zip(whole, halves, strict=True))
     adam = torch.optim.Adam(whole[1:], lr=0.01)
-    adam.state.update({p: copy.deepcopy(resumed.state[q]) for p, q in zip(whole, halves)})
+    adam.state.update(
+        {p: copy.deepcopy(resumed.state[q]) for p, q in zip(whole, halves, strict=True)}
+    )
     set_gradients(whole, 6)
     set_gradients(halves, 6)
     adam.step()

@@ -126,13 +126,13 @@ def _own_arm(row: Row) -> Row:
 def _settings(budget: Budget) -> dict[str, Any]:
     sizes = {
         "rows": 49_152,
-        "steps": 1000,
+        "steps": 500,
         "batch": 1024,
         "expansion": 8,
         "buffer": 8192,
         "gamma": 0.05,
-        "rates": {GBA: 1e-2, TOPK: 3e-3, L1: 3e-3},
-        "l1": 0.05,
+        "rates": {GBA: 3e-2, TOPK: 1e-2, L1: 3e-3},
+        "l1": 0.2,
         "model_steps": 400,
         "model_rate": 3e-3,
         "windows": 480,
@@ -243,8 +243,9 @@ CLAIM = Claim(
     run=run,
     curve=None,
     tuning=(
-        "on seed 100 and validation rows by recovery, four settings for each arm: GBA's learning "
-        "rate and highest and lowest target, BA's target, k and the learning rate of TopK (k is "
-        "then GBA's L0), L1's weight; the other rates as those of GBA (for BA) and TopK (for L1)"
+        "on seed 100 and validation rows of the mixture, by recovery, three to five settings for "
+        "each arm: GBA's learning rate (0.01, 0.03) and targets (0.05 to 0.005, 0.1 to 0.005, 0.2 "
+        "to 0.003), BA's target (0.1, 0.03, 0.01, 0.004; all are shown), TopK's learning rate "
+        "(0.003, 0.01; k is then GBA's L0), L1's weight (0.05, 0.2, 0.5)"
     ),
 )

@@ -11,7 +11,6 @@ weights of a latent lie side by side: kernels for sparse codes read and write wh
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import Any, cast
 
 import torch
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from sparsecraft.core import seeds
 from sparsecraft.core.attribution import check_gradient
 from sparsecraft.core.code import Code
-from sparsecraft.core.errors import InvalidValue, NonFinite, UnknownName
+from sparsecraft.core.errors import UnknownName
 from sparsecraft.core.kinds import Activation, Elementwise, Own, Selecting, Side
 from sparsecraft.kernels.codes import (
     decode,
@@ -174,20 +173,6 @@ class SparseAutoencoder(Estimator, nn.Module):
         """Returns (rows, d_out) in normalised units: the decoded code, and the skip's share."""
         out = self.decode(z)
         return out if self.W_skip is None else out + inner @ self.W_skip
-
-    def spliced(
-        self, model: nn.Module, *, at: str | None = None, **options: Any
-    ) -> AbstractContextManager[nn.Module]:
-        """Gives a block in which the model runs on reconstructions, with latents changed.
-
-        Args:
-            model: The model; it is as it was after the block.
-            at: A hook point; by default the one of the training.
-            options: `edit`, `set`, `ablate`, `keep_error`, ...: see `model.sae.splice.spliced`.
-        """
-        from sparsecraft.model.sae.splice import spliced
-
-        return spliced(self, model, at, **options)
 
     @property
     def own(self) -> Own:

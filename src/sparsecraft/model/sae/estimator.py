@@ -1,18 +1,18 @@
 """An autoencoder as scikit-learn knows estimators, and as transformers knows models: the verbs.
 
-fit, transform, inverse_transform, score; save_pretrained, from_pretrained.
+fit, transform, inverse_transform, score; save_pretrained, from_pretrained; spliced.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparsecraft.core.fidelity import ReconstructionSums
 
@@ -26,7 +26,7 @@ ROWS_AT_ONCE = 4096
 
 
 class Estimator:
-    """The part of `SparseAutoencoder` that trains it, applies it to sets of rows, and saves it."""
+    """The part of `SparseAutoencoder` that is used from outside: trained, applied, saved."""
 
     def fit(
         self,
@@ -160,6 +160,20 @@ class Estimator:
         from sparsecraft.model.sae.files import from_pretrained
 
         return from_pretrained(source, subfolder, **options)
+
+    def spliced(
+        self, model: nn.Module, *, at: str | None = None, **options: Any
+    ) -> AbstractContextManager[nn.Module]:
+        """Gives a block in which the model runs on reconstructions, with latents changed.
+
+        Args:
+            model: The model; it is as it was after the block.
+            at: A hook point; by default the one of the training.
+            options: `edit`, `set`, `ablate`, `keep_error`, ...: see `model.sae.splice.spliced`.
+        """
+        from sparsecraft.model.sae.splice import spliced
+
+        return spliced(cast("SparseAutoencoder", self), model, at, **options)
 
     def _by_part(self, x: Rows, function: Callable[[Tensor], Tensor], width: int) -> Rows:
         """Returns the function of rows, some thousand at a time, in the type of x."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -68,7 +68,7 @@ def logit_effects(model: nn.Module, directions: Tensor, places: int = 8) -> Logi
     Raises:
         InvalidValue: If the head reads another width.
     """
-    getter = cast(Any, getattr(model, "get_output_embeddings", None))
+    getter: Any = getattr(model, "get_output_embeddings", None)
     head = None if getter is None else getter()
     if head is None:
         return None
@@ -82,8 +82,9 @@ def logit_effects(model: nn.Module, directions: Tensor, places: int = 8) -> Logi
     through = directions.detach().float()
     if isinstance(last, nn.LayerNorm):
         through = through - through.mean(1, keepdim=True)
-    if last is not None and getattr(last, "weight", None) is not None:
-        through = through * last.weight.detach().float()
+    weight: Tensor | None = getattr(last, "weight", None)
+    if weight is not None:
+        through = through * weight.detach().float()
     parts = [_extremes(part @ weights.T, places) for part in through.split(ROWS_AT_ONCE)]
     return LogitEffects(*(torch.cat(each) for each in zip(*parts, strict=True)))
 

@@ -1,0 +1,77 @@
+"""Claim 9: its sweeps, the reading between strengths, and that every stated arm is measured."""
+
+import math
+
+import pytest
+import torch
+
+from sparsecraft.lab.claims import c09_beyond_l1 as c09
+from sparsecraft.lab.claims.cells import Cell
+from sparsecraft.lab.claims.natural_images import PICTURES, natural_patches
+
+
+def arms(found):
+    """Arm to its metrics."""
+    result = {}
+    for key, value in found.items():
+        name, _, metric = key.rpartition(" | ")
+        result.setdefault(name, {})[metric] = value
+    return result
+
+
+def test_errors_are_read_between_strengths_on_logarithmic_axes():
+    points = [(20.0, 0.05), (2.0, 0.4), (8.0, 0.1)]
+    assert c09.at_active(points, 4.0) == (pytest.approx(math.log(0.2)), False)
+    assert c09.at_active(points, 2.0) == (pytest.approx(math.log(0.4)), False)
+    assert c09.at_active(points, 1.0) == (pytest.approx(math.log(0.8)), True)
+    assert c09.at_active(points, 40.0)[1]
+
+
+def test_a_cell_gives_every_stated_arm_of_its_method():
+    found = {}
+    for series, settings in c09._settings("smoke").items():
+        if settings["method"] in ("soft", "cel0"):
+            found |= arms(c09.measure(Cell(series, 0, settings)))
+    for contrast in c09.STATED:
+        assert contrast.terms.keys() <= found.keys()
+        assert sum(contrast.terms.values()) == 0
+    for name in contrast.terms:
+        assert math.exp(found[name][c09.METRIC]) == pytest.approx(found[name][c09.CURVE])
+    assert {"dead atoms", "Gabor share", "median circular variance"} <= found[
+        c09.arm("cel0", c09.SPARSE)
+    ].keys()
+    assert c09.arm("soft debiased", c09.SPARSE) in found
+
+
+def test_baselines_select_exactly_and_better_with_more():
+    settings = c09._settings("smoke")["baselines"]
+    found = arms(c09.measure(Cell("baselines", 0, settings)))
+    for series in ("random dictionary OMP", "scikit-learn dictionary OMP", "PCA",
+                   "AbsTopK dictionary OMP"):  # fmt: skip
+        few, many = (found[c09.arm(series, active)][c09.CURVE] for active in c09.PURSUED)
+        assert 0 < many < few < 1
+
+
+def test_pursuit_in_orthogonal_atoms_keeps_the_largest():
+    rows = torch.tensor([[3.0, -2.0, 1.0], [0.0, 1.0, 4.0]])
+    ((_, log_error), (_, error)) = c09._pursued("x", torch.eye(3), rows, 1)
+    spread = float((rows - rows.mean(0)).square().sum())
+    assert error == pytest.approx((4 + 1 + 1) / spread)
+    assert log_error == pytest.approx(math.log(error))
+
+
+def test_sizes_of_the_smaller_and_larger_dictionaries():
+    settings = c09._settings("small")
+    assert settings[f"soft {c09.MANY} atoms"]["atoms"] == 4 * settings["cel0 64 atoms"]["atoms"]
+    assert {each["batches"] for each in settings.values()} == {c09.BATCHES}
+
+
+def test_pictures_are_held_out_in_turn():
+    one, two = (natural_patches(seed, rows=500, held_out=200) for seed in (0, 1))
+    assert one.train.shape == (500, 64)
+    assert one.test.shape == one.validation.shape == (200, 64)
+    assert float(one.train.sum(1).abs().max()) < 1e-4
+    assert not torch.equal(one.test, two.test)
+    again = natural_patches(len(PICTURES) // 2, rows=10, held_out=200)
+    assert float(again.test.var()) == pytest.approx(float(one.test.var()), rel=0.5)
+    assert float(one.train.var()) == pytest.approx(0.1, rel=0.2)
