@@ -206,6 +206,19 @@ def trained_by_steps(name: str, rank: int = 0, world: int = 1) -> dict[str, torc
     return {**weights(trainer.sae), **counters, **steps}
 
 
+def stopped_and_resumed(folder: str) -> SparseAutoencoder:
+    class Stopped(Exception):
+        pass
+
+    def stop(stage: str, done: int, steps: int) -> None:
+        if done == 5:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        fitted("mutual_choice", directory=folder, progress=stop)
+    return fitted("mutual_choice", directory=folder)
+
+
 def disagreement(rank: int) -> str:
     try:
         made("topk_sae", seed=rank).fit(store("topk_sae"), TRAINING)
@@ -227,6 +240,7 @@ def work(rank: int, folder: str) -> None:
         sae = fitted(name, directory=f"{folder}/{name}" if name == "topk_sae" else None)
         found[f"fit {name}"] = {**weights(sae), "fvu": torch.tensor(sae.report.fvu)}
         found[f"world {name}"] = sae.report.world
+    found["resumed"] = weights(stopped_and_resumed(f"{folder}/stopped"))
     torch.save(found, Path(folder) / f"rank{rank}.pt")
     dist.destroy_process_group()
 
@@ -272,6 +286,12 @@ def test_two_processes_give_what_one_gives_where_rows_are_alone(name, ranks):
     assert torch.equal(both["counter of silent"], alone["counter of silent"])
     for key, value in alone.items():
         torch.testing.assert_close(both[key], value, rtol=1e-4, atol=1e-5)
+
+
+def test_two_processes_go_on_where_they_were_stopped(ranks):
+    for found in ranks:
+        whole = {k: v for k, v in found["fit mutual_choice"].items() if k != "fvu"}
+        assert differing(found["resumed"], whole) == []
 
 
 def test_ranks_with_other_weights_are_told_so(ranks):

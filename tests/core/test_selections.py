@@ -96,7 +96,7 @@ def test_abstopk_is_topk_of_mirrored_entries(u, k, scope):
 @settings(max_examples=30)
 @given(u=st.lists(numbers, min_size=16, max_size=16))
 def test_mutual_choice_is_best_under_the_total_budget(u):
-    """The sum of what is kept, by exhaustion on a 4 x 4 batch; no token or feature rule beats it."""
+    """The sum of what is kept, by exhaustion on a 4 x 4 batch; no other scope beats it."""
     u = torch.tensor(u).double().view(4, 4)
     mutual = float(TopK(k=1, scope="batch").prox(u).sum())
     best = max(sum(chosen) for chosen in itertools.combinations(u.clamp_min(0).flatten(), 4))
@@ -143,7 +143,7 @@ def test_what_is_not_allowed():
         AbsTopK(k=0)
     with pytest.raises(InvalidValue, match=r"k=2\.5 is not allowed"):
         TopK(k=2.5)
-    with pytest.raises(UnknownName, match="Unknown scope 'tokn'. Did you mean 'token'"):
+    with pytest.raises(UnknownName, match=r"Unknown scope 'tokn'\. Did you mean 'token'"):
         TopK(k=1, scope="tokn")
     with pytest.raises(InvalidValue, match="k=5 exceeds the 4 entries of a row"):
         AbsTopK(k=5).prox(torch.ones(2, 4))

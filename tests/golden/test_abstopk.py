@@ -1,7 +1,7 @@
 """AbsTopK and BatchTopK over the batch against the first author's code, and the prox table.
 
 Forwards agree to 1e-10. That code forms its loss in float32 even for float64 weights, so
-gradients agree to two parts in ten million.
+gradients agree to float32's rounding of the largest ones, 0.5.
 
 The loss of that code is a mean over all entries, ours a sum over a row's: a factor of d_in. Its
 auxiliary loss neither detaches the residual nor divides by a variance. It rescales the rows of the
@@ -29,6 +29,7 @@ ACTIVATIONS = {"absk": AbsTopK(k=3, scope="batch"), "btopk": MutualChoice(k=3)}
 ROW_NORMS = {"unit1": "layer", "unit0": "none"}
 DEAD_AFTER = 5
 MOST_REVIVED = 8
+ROUNDED = {"rtol": 2e-7, "atol": 3e-8}
 # Adam's first step goes 3e-4 along the sign of the gradient, less where it is as small as epsilon.
 SIGN_OF_SMALL = 1e-7
 PROX = {
@@ -100,7 +101,7 @@ def test_forward_losses_and_gradients(variant, row_norm):
     (losses.total / 12).backward()
     for name in ("b_dec", "W_enc", "W_dec"):
         np.testing.assert_allclose(
-            getattr(sae, name).grad, wanted[f"grad_{name}"], rtol=2e-7, atol=1e-8, err_msg=name
+            getattr(sae, name).grad, wanted[f"grad_{name}"], **ROUNDED, err_msg=name
         )
 
 
@@ -109,11 +110,12 @@ def test_one_step_of_the_optimiser(variant):
     sae = autoencoder(variant, "unit1")
     sae.b_enc.requires_grad_(False)
     (batch_losses(sae)[0].total / 12).backward()
-    ProjectedAdam(sae, unit=True, betas=(0.9, 0.99), epsilon=1e-8).step(3e-4)
+    optimizer = ProjectedAdam(sae, unit=True, betas=(0.9, 0.99), epsilon=1e-8)
+    optimizer.step(3e-4)
+    # After one step the first moment is a tenth of the projected gradient.
+    projected = optimizer.adam.state[sae.W_dec]["exp_avg"] / (1 - 0.9)
     prefix = f"{variant}_unit1_f64"
-    np.testing.assert_allclose(
-        sae.W_dec.grad, ARRAYS[f"{prefix}_W_dec_grad_projected"], rtol=2e-7, atol=1e-8
-    )
+    np.testing.assert_allclose(projected, ARRAYS[f"{prefix}_W_dec_grad_projected"], **ROUNDED)
     after = tensor(f"{prefix}_step1_W_dec")
     near_unit = after.norm(dim=1, keepdim=True)
     assert 1e-6 < float((near_unit - 1).abs().max()) < 1e-2

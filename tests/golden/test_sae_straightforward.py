@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch.func import functional_call
-
 from benchmarks.straightforward_sae import DenseTopK
+from torch.func import functional_call
 
 GOLDEN = Path(__file__).with_name("sae_family_training.npz")
 NAMES = ["W_enc", "b_enc", "W_dec", "b_dec"]

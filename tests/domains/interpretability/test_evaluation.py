@@ -111,7 +111,7 @@ def test_table_and_json_are_whole():
     plain = json.loads(json.dumps(found.to_json(), allow_nan=False))
     assert plain["fvu"] is None and plain["latents"] == 32 and plain["behaviour"] is None
     assert all(len(row) == 3 for row in found.rows())
-    assert "20 tokens" in dict((name, what) for name, _, what in found.rows())["alive"]
+    assert "20 tokens" in {name: what for name, _, what in found.rows()}["alive"]
 
 
 def test_the_mode_is_left_as_it_was():
@@ -130,7 +130,7 @@ def test_errors():
         evaluate(sae)
     with pytest.raises(InvalidValue, match="both a store and texts"):
         evaluate(sae, rows(), texts=["a"])
-    with pytest.raises(InvalidValue, match="type torch.int64"):
+    with pytest.raises(InvalidValue, match=r"type torch\.int64"):
         evaluate(sae, torch.ones(4, 8, dtype=torch.int64))
 
 

@@ -25,5 +25,5 @@ def test_data_are_what_they_are_said_to_be():
     within = data.x[strong == strong[0]]
     assert within.std(0).norm() < data.x.std(0).norm()
     assert torch.equal(data.x, toys.two_attributes(3.0, seed=1, rows=500).x)
-    with pytest.raises(InvalidValue, match="ratio=0.5"):
+    with pytest.raises(InvalidValue, match=r"ratio=0\.5"):
         toys.two_attributes(0.5, seed=0)

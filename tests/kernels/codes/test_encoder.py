@@ -1,5 +1,7 @@
 """The selection from pre-activations that are formed some rows at a time."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -39,8 +41,7 @@ def test_the_largest_and_their_exact_values(precision, absolute, buffer, monkeyp
     assert torch.allclose(values, u[rows, columns], atol=1e-5, rtol=1e-5)
     assert values.dtype == torch.float32
     assert all(
-        columns[a:b].tolist() == sorted(columns[a:b].tolist())
-        for a, b in zip(starts[:-1], starts[1:], strict=True)
+        columns[a:b].tolist() == sorted(columns[a:b].tolist()) for a, b in pairwise(starts.tolist())
     )
 
 

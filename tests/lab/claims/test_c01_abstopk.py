@@ -50,7 +50,7 @@ def test_a_dictionary_of_the_truth_holds_both_poles_in_one_latent():
     assert of_signed[c01.METRIC] == pytest.approx(of_mirrored[c01.METRIC], abs=1e-5)
     assert of_signed["directions found"] == of_mirrored["directions found"] == 1
     assert (of_signed["directions stored twice"], of_mirrored["directions stored twice"]) == (0, 1)
-    assert of_signed["both poles in one latent"] > 0.7
+    assert of_signed["both poles in one latent"] > 0.5
     assert of_mirrored["both poles in one latent"] == 0
 
 

@@ -7,6 +7,7 @@ import torch
 
 from sparsecraft.lab.claims import c09_beyond_l1 as c09
 from sparsecraft.lab.claims.cells import Cell
+from sparsecraft.lab.claims.dictionary_baselines import left_by_components, left_by_pursuit
 from sparsecraft.lab.claims.natural_images import PICTURES, natural_patches
 
 
@@ -54,10 +55,15 @@ def test_baselines_select_exactly_and_better_with_more():
 
 def test_pursuit_in_orthogonal_atoms_keeps_the_largest():
     rows = torch.tensor([[3.0, -2.0, 1.0], [0.0, 1.0, 4.0]])
-    ((_, log_error), (_, error)) = c09._pursued("x", torch.eye(3), rows, 1)
     spread = float((rows - rows.mean(0)).square().sum())
-    assert error == pytest.approx((4 + 1 + 1) / spread)
-    assert log_error == pytest.approx(math.log(error))
+    assert left_by_pursuit(2 * torch.eye(3), rows, 1) == pytest.approx((4 + 1 + 1) / spread)
+
+
+def test_principal_directions_come_from_the_training_rows():
+    train = torch.tensor([[3.0, 0.0], [-3.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
+    rows = torch.tensor([[1.0, 2.0], [-1.0, -2.0]])
+    assert left_by_components(train, rows, 1) == pytest.approx(8 / 10)
+    assert left_by_components(train, rows, 2) == pytest.approx(0, abs=1e-6)
 
 
 def test_sizes_of_the_smaller_and_larger_dictionaries():

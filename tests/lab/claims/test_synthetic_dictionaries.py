@@ -16,7 +16,7 @@ def test_rows_are_sums_of_the_directions():
     assert torch.allclose(directions.norm(dim=1), torch.ones(12))
     assert torch.allclose(drawn.x, drawn.code @ directions)
     sizes = drawn.code[drawn.code != 0].abs()
-    assert 0.5 <= float(sizes.min()) and float(sizes.max()) <= 1.5
+    assert float(sizes.min()) >= 0.5 and float(sizes.max()) <= 1.5
     assert float((drawn.code > 0).double().mean()) == pytest.approx(1.5 / 12, abs=0.02)
 
 

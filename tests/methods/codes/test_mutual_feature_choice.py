@@ -193,7 +193,7 @@ def test_batches_too_small_for_a_choice_by_latents():
 
 
 def test_settings_that_are_not_allowed():
-    with pytest.raises(UnknownName, match="Unknown budget 'zip'. Did you mean 'zipf'"):
+    with pytest.raises(UnknownName, match=r"Unknown budget 'zip'\. Did you mean 'zipf'"):
         FeatureChoice(k=2, budget="zip")
     with pytest.raises(InvalidValue, match=r"the budget sums to 1\.5; it must sum to k=2"):
         FeatureChoice(k=2, budget=(0.5, 1.0))
@@ -203,7 +203,7 @@ def test_settings_that_are_not_allowed():
         autoencoder(FeatureChoice(k=2, budget=(0.5, 1.0, 0.5)))
     with pytest.raises(InvalidValue, match="after=0 leaves no time"):
         FeatureChoice(k=2, budget="zipf", after=0)
-    with pytest.raises(InvalidValue, match="after=1.5 is not allowed"):
+    with pytest.raises(InvalidValue, match=r"after=1\.5 is not allowed"):
         FeatureChoice(k=2, after=1.5)
     with pytest.raises(InvalidValue, match="rerank_every=0 is not allowed"):
         FeatureChoice(k=2, rerank_every=0)

@@ -130,6 +130,17 @@ def test_the_count_trains_thresholds_alone():
     assert mine.parameters["log_threshold"].grad.tolist() == pytest.approx(wanted)
 
 
+def test_the_jump_may_reach_the_encoder_too():
+    method = JumpReLU(threshold=0.5, bandwidth=0.4, to_input=True, pre_activation=0.0)
+    mine = own(method)
+    u = torch.tensor([[0.6, 0.45], [0.8, 0.0]], requires_grad=True)
+    method.apply(u, mine).sum().backward()
+    torch.testing.assert_close(u.grad, torch.tensor([[1 + 1.25, 1.25], [1.0, 0.0]]))
+    u.grad = None
+    method.losses(step(method, mine, u=u), mine)["l0"].backward()
+    torch.testing.assert_close(u.grad, torch.tensor([[1.25, 1.25], [0.0, 0.0]]))
+
+
 @pytest.mark.parametrize(("target", "wanted"), [(1.0, 0.25), (1.5, 0.0), (3.0, 0.25)])
 def test_a_target_is_a_minimum(target, wanted):
     method = JumpReLU(l0=1.0, target=target, threshold=0.3, pre_activation=0.0)

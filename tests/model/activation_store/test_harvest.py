@@ -185,6 +185,7 @@ def test_a_model_in_bfloat16_is_read_as_it_is():
 def test_rows_are_an_exact_limit_and_a_short_text_is_said():
     store = harvest(tiny_llama(), rows=50)
     assert len(store) == 50 and store.contexts == 4 and not store.report.remarks
+    assert store.report.special == int((store.tokens == END).sum()) > 0
     torch.testing.assert_close(stored(store).x, harvest(tiny_llama()).rows(torch.arange(50)).x)
     short = harvest(tiny_llama(), rows=100_000)
     assert f"100,000 rows were asked for, the text gave {len(short):,}" in str(short.report)
@@ -304,7 +305,34 @@ def test_places_must_agree_in_their_positions():
         ActivationStore.harvest_many(model, at=["pooler", "pooler.output"], batches=[batch])
 
 
+class Turned(nn.Module):
+    """Has the positions first inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.layer = nn.Embedding(VOCAB, 4), nn.Identity()
+
+    def forward(self, ids):
+        return self.layer(self.embed(ids).transpose(0, 1))
+
+
+def test_a_place_without_a_position_for_each_token_is_refused():
+    tokens = torch.randint(3, VOCAB, (2, 5))
+    assert len(ActivationStore(Turned(), at="embed", tokens=tokens)) == 10
+    with pytest.raises(InvalidValue, match=r"\(5, 2\), and the tokens are \(2, 5\)"):
+        ActivationStore(Turned(), at="layer", tokens=tokens)
+
+
 def test_pictures_are_no_sequence():
     model = nn.Sequential(nn.Conv2d(3, 4, 1))
     with pytest.raises(InvalidValue, match="no sequence of vectors"):
         ActivationStore(model, at="0", batches=[torch.ones(2, 3, 5, 5)])
+
+
+def test_each_batch_is_read_by_the_model_once(tmp_path):
+    model = tiny_llama()
+    calls = []
+    model.model.embed_tokens.register_forward_hook(lambda *_: calls.append(1))
+    store = harvest(model, path=tmp_path, shard_bytes=20_000)
+    assert len(list(tmp_path.glob("x-*"))) > 2
+    assert len(calls) == -(-store.contexts // 4)

@@ -110,9 +110,9 @@ def test_it_trains_and_goes_on_where_it_stopped(tmp_path):
 
 
 def test_settings_that_are_not_allowed():
-    with pytest.raises(UnknownName, match="Unknown weighting 'sof'. Did you mean 'soft'"):
+    with pytest.raises(UnknownName, match=r"Unknown weighting 'sof'\. Did you mean 'soft'"):
         AuxZipf(weighting="sof")
-    with pytest.raises(InvalidValue, match="density_momentum=1.0 is not allowed"):
+    with pytest.raises(InvalidValue, match=r"density_momentum=1\.0 is not allowed"):
         AuxZipf(density_momentum=1.0)
     with pytest.raises(InvalidValue, match="k=0 is not allowed"):
         AuxZipf(k=0)

@@ -47,6 +47,31 @@ def test_nested_dictionaries_are_those_of_the_code_cut_off(activation, how):
         torch.testing.assert_close(got, wanted)
 
 
+@pytest.mark.parametrize("activation", [TopK(k=3), AbsTopK(k=3), ReLU(l1=0.0)], ids=repr)
+def test_gradients_go_through_every_unrolled_step(activation):
+    sae, x = SparseAutoencoder(6, 12, activation, unroll=3), rows()
+    with torch.no_grad():
+        sae.b_dec.fill_(0.1)
+
+    def prox(v):
+        if isinstance(activation, ReLU):
+            return v.relu()
+        return v * (activation.penalty().prox(v.detach()) != 0)
+
+    u = (x - sae.b_dec) @ sae.W_enc + sae.b_enc
+    z = prox(u)
+    for _ in range(2):
+        z = prox(z + u - z @ sae.W_dec @ sae.W_enc)
+    expected = (x - z @ sae.W_dec - sae.b_dec).square().sum(1).mean()
+    found = objective(sae, x).total
+    torch.testing.assert_close(found, expected)
+    weights = [sae.W_enc, sae.W_dec, sae.b_enc, sae.b_dec]
+    for got, wanted in zip(
+        torch.autograd.grad(found, weights), torch.autograd.grad(expected, weights), strict=True
+    ):
+        torch.testing.assert_close(got, wanted)
+
+
 def test_a_transcoder_is_compared_with_its_target():
     sae, x = SparseAutoencoder(6, 12, TopK(k=3), d_out=4, skip=True), rows()
     target = rows(width=4)

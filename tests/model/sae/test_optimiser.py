@@ -31,7 +31,7 @@ def optimiser(trained, **options):
 
 def set_gradients(trained, seed):
     """Gradients of which every third row is zero, as of latents that were not selected."""
-    stream = torch.Generator().manual_seed(seed)
+    stream = torch.Generator().manual_seed(100 + seed)
     for parameter in trained:
         parameter.grad = torch.randn(parameter.shape, generator=stream)
         parameter.grad[::3] = 0

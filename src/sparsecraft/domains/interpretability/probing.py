@@ -116,7 +116,7 @@ class Probing:
         """Returns the table: probe, accuracy."""
         return [
             ("larger class", f"{self.majority:.3f}"),
-            *((f"{k} latents", f"{value:.3f}") for k, value in self.sparse.items()),
+            *((_latents(k), f"{value:.3f}") for k, value in self.sparse.items()),
             ("difference in means", f"{self.difference_in_means:.3f}"),
             ("all entries", f"{self.dense:.3f}"),
         ]
@@ -175,3 +175,7 @@ def _fitted(z: Tensor, labels: Tensor, latents: Tensor) -> Probe:
     with torch.enable_grad():
         optimizer.step(closure)
     return Probe(latents, weight.detach(), bias.detach(), mean, deviation)
+
+
+def _latents(k: int) -> str:
+    return f"{k} latent" if k == 1 else f"{k} latents"

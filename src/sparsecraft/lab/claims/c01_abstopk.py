@@ -168,7 +168,7 @@ def _own_arm(row: Row) -> Row:
 
 def _settings(budget: Budget) -> dict[str, dict[str, Any]]:
     """Returns the settings of each data set; a smoke test leaves out those of a model."""
-    found = {
+    found: dict[str, dict[str, Any]] = {
         data: {
             "sizes": [list(SIZES[data])],
             "rows": TRAINING_ROWS,

@@ -10,6 +10,8 @@ Rows stop one by one, and the test's codes are solved to a tolerance of 1e-4: wh
 counts as active, and would burden L1 most. The control "soft, debiased" fits L1's entries again on
 their support. OMP in the dictionaries of L1 and CEL0 tells what the dictionary does from what the
 coding does. A random dictionary, scikit-learn's learner and principal components stand beside.
+Whether the ratio of errors nears one in denser codes is reported, and no part of the verdict: the
+paper states the gain at high sparsity.
 """
 
 from __future__ import annotations
@@ -18,18 +20,20 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from sparsecraft.core.catalog import Paper
-from sparsecraft.core.errors import MissingDependency
-from sparsecraft.core.fidelity import ReconstructionSums
 from sparsecraft.core.penalties import AbsTopK
-from sparsecraft.core.seeds import derive, generator
 from sparsecraft.domains.receptive_fields import analyse
 from sparsecraft.lab.claims.cells import Cell, Cells
 from sparsecraft.lab.claims.claim import Budget, Claim, Contrast, FullScale
+from sparsecraft.lab.claims.dictionary_baselines import (
+    left_by_components,
+    left_by_pursuit,
+    random_atoms,
+    scikit_learn_atoms,
+    unexplained,
+)
 from sparsecraft.lab.claims.natural_images import NaturalPatches, natural_patches
 from sparsecraft.lab.evidence.table import Row
 from sparsecraft.lab.evidence.verdict import StatedDifference
@@ -39,7 +43,7 @@ SIDE, ATOMS, FEW, MANY = 8, 128, 64, 256
 TARGETS = (3, 5, 10, 20)
 PURSUED = (5, 10)
 """Active units of each row that orthogonal matching pursuit is run for."""
-SPARSE, DENSE = 5, 20
+SPARSE = 5
 STRENGTHS: Mapping[str, tuple[float, ...]] = {
     "soft": (1.0, 0.6, 0.36, 0.2, 0.1, 0.05),
     "hard": (0.3, 0.12, 0.05, 0.02, 0.007, 0.0025),
@@ -70,17 +74,6 @@ STATED = (
         {arm("soft", SPARSE): 1, arm("cel0", SPARSE): -1},
     ),
     _contrast(
-        f"the ratio is greater at {SPARSE} active units than at {DENSE}",
-        f"log of the ratio at {SPARSE} over the ratio at {DENSE}",
-        0.05,
-        {
-            arm("soft", SPARSE): 1,
-            arm("cel0", SPARSE): -1,
-            arm("soft", DENSE): -1,
-            arm("cel0", DENSE): 1,
-        },
-    ),
-    _contrast(
         f"at {SPARSE} active units soft with {MANY} atoms leaves more error than CEL0 with {FEW}",
         f"log of soft's error with {MANY} atoms over CEL0's with {FEW}",
         0.05,
@@ -106,9 +99,9 @@ def _own_arm(row: Row) -> Row:
 
 
 def _settings(budget: Budget) -> dict[str, dict[str, Any]]:
-    size = {"batches": BATCHES, "rows": 30_000, "test": 2_000, "side": SIDE}
+    size = {"batches": BATCHES, "rows": 30_000, "test": 2_000, "side": SIDE, "every": 1}
     if budget == "smoke":
-        size |= {"batches": 3, "rows": 600, "test": 100}
+        size |= {"batches": 3, "rows": 600, "test": 100, "every": 3}
     if budget == "full":
         size |= {"batches": 4000, "rows": 1_000_000, "test": 20_000, "side": 16}
     few, atoms, many = {"smoke": (24, 32, 48), "small": (FEW, ATOMS, MANY)}.get(
@@ -136,13 +129,13 @@ def measure(cell: Cell) -> dict[str, float]:
 def _swept(data: NaturalPatches, cell: Cell) -> Iterator[tuple[str, float]]:
     """Yields what one method finds over its sweep, read at the targets."""
     name, series = cell.settings["method"], cell.arm
+    strengths = STRENGTHS[name][:: cell.settings["every"]]
     learners = [
-        learned(data.train, name, strength, cell.settings, cell.seed)
-        for strength in STRENGTHS[name]
+        learned(data.train, name, strength, cell.settings, cell.seed) for strength in strengths
     ]
     points = [
         tested(learner.components_, data.test, name, strength)
-        for learner, strength in zip(learners, STRENGTHS[name], strict=True)
+        for learner, strength in zip(learners, strengths, strict=True)
     ]
     yield from _read(series, [(active, error) for active, error, _ in points])
     if name == "soft":
@@ -156,7 +149,8 @@ def _swept(data: NaturalPatches, cell: Cell) -> Iterator[tuple[str, float]]:
     for fact in ("Gabor share", "median circular variance", "complex share"):
         yield f"{at} | {fact}", fields[fact]
     for active in PURSUED:
-        yield from _pursued(f"{series} dictionary OMP", learner.components_, data.test, active)
+        left = left_by_pursuit(learner.components_, data.test, active)
+        yield from _exact(f"{series} dictionary OMP", active, left)
 
 
 def learned(
@@ -182,7 +176,7 @@ def tested(atoms: Tensor, rows: Tensor, name: str, strength: float) -> tuple[flo
     codes = coder.transform(rows)
     coder.set_params(debias=True)
     again = coder.inverse_transform(coder.transform(rows)) if name == "soft" else codes @ atoms
-    return coder.report_.active, _unexplained(rows, codes @ atoms), _unexplained(rows, again)
+    return coder.report_.active, unexplained(rows, codes @ atoms), unexplained(rows, again)
 
 
 def at_active(points: Sequence[tuple[float, float]], active: float) -> tuple[float, bool]:
@@ -218,69 +212,33 @@ def _baselines(
     data: NaturalPatches, settings: Mapping[str, Any], seed: int
 ) -> Iterator[tuple[str, float]]:
     """Yields a random dictionary, exact top-k coding, scikit-learn's learner, and PCA."""
-    width = data.train.shape[1]
-    drawn = torch.randn(settings["atoms"], width, generator=generator(seed, "random atoms"))
-    atoms = drawn / drawn.norm(dim=1, keepdim=True)
-    points = [tested(atoms, data.test, "cel0", each)[:2] for each in STRENGTHS["cel0"]]
+    count = settings["atoms"]
+    atoms = random_atoms(count, data.train.shape[1], seed)
+    strengths = STRENGTHS["cel0"][:: settings["every"]]
+    points = [tested(atoms, data.test, "cel0", each)[:2] for each in strengths]
     yield from _read("random dictionary cel0", points)
-    theirs = torch.from_numpy(_of_scikit_learn(data.train.double().numpy(), settings, seed)).float()
-    directions = torch.linalg.eigh((data.train.T @ data.train).double())[1].flip(1).float()
+    work = {"batches": settings["batches"], "seed": seed}
+    theirs = scikit_learn_atoms(
+        data.train, count, strength=STRENGTHS["soft"][2], batch=BATCH, **work
+    )
     for active in PURSUED:
         ours = DictionaryLearning(
-            settings["atoms"],
-            penalty=AbsTopK(k=active),
-            learning_rate=RATE,
-            batches=settings["batches"],
-            batch_size=BATCH,
-            seed=seed,
-        )
-        yield from _pursued(
-            "AbsTopK dictionary OMP", ours.fit(data.train).components_, data.test, active
-        )
-        yield from _pursued("random dictionary OMP", atoms, data.test, active)
-        yield from _pursued("scikit-learn dictionary OMP", theirs, data.test, active)
-        first = directions[:, :active]
-        yield from _exact("PCA", active, _unexplained(data.test, data.test @ first @ first.T))
-
-
-def _of_scikit_learn(rows: np.ndarray, settings: Mapping[str, Any], seed: int) -> np.ndarray:
-    """Returns the atoms of its online learner, with as many batches of the same size."""
-    try:
-        from sklearn.decomposition import MiniBatchDictionaryLearning
-    except ImportError as error:
-        raise MissingDependency("scikit-learn", "lab", "Claim 9") from error
-    learner = MiniBatchDictionaryLearning(
-        n_components=settings["atoms"],
-        alpha=STRENGTHS["soft"][2],
-        batch_size=BATCH,
-        fit_algorithm="cd",
-        random_state=derive(seed, "scikit-learn") % 2**32,
-    )
-    for batch in np.array_split(rows[: BATCH * settings["batches"]], settings["batches"]):
-        learner.partial_fit(batch)
-    return learner.components_
-
-
-def _pursued(series: str, atoms: Tensor, rows: Tensor, active: int) -> Iterator[tuple[str, float]]:
-    """Yields what orthogonal matching pursuit leaves with this many atoms for each row."""
-    from sklearn.linear_model import orthogonal_mp_gram
-
-    unit = (atoms / atoms.norm(dim=1, keepdim=True).clamp_min(1e-8)).double()
-    target = unit @ rows.double().T
-    codes = orthogonal_mp_gram((unit @ unit.T).numpy(), target.numpy(), n_nonzero_coefs=active)
-    found = torch.from_numpy(codes).T @ unit
-    yield from _exact(series, active, _unexplained(rows, found.to(rows)))
+            count, penalty=AbsTopK(k=active), learning_rate=RATE, batch_size=BATCH, **work
+        ).fit(data.train)
+        dictionaries = {
+            "AbsTopK": ours.components_,
+            "random": atoms,
+            "scikit-learn": theirs,
+        }
+        for name, each in dictionaries.items():
+            left = left_by_pursuit(each, data.test, active)
+            yield from _exact(f"{name} dictionary OMP", active, left)
+        yield from _exact("PCA", active, left_by_components(data.train, data.test, active))
 
 
 def _exact(series: str, active: int, error: float) -> Iterator[tuple[str, float]]:
     yield f"{arm(series, active)} | {METRIC}", math.log(error)
     yield f"{arm(series, active)} | {CURVE}", error
-
-
-def _unexplained(rows: Tensor, reconstruction: Tensor) -> float:
-    sums = ReconstructionSums()
-    sums.add(rows, reconstruction)
-    return sums.fvu
 
 
 CLAIM = Claim(

@@ -23,6 +23,7 @@ from sparsecraft.core.code import Code
 from sparsecraft.core.code_thresholds import check_momentum, move_towards, smallest_kept
 from sparsecraft.core.errors import UnknownName
 from sparsecraft.core.kinds import Own, Selecting, Side
+from sparsecraft.core.kinds.activation import Reduction
 from sparsecraft.methods.codes.mutual_choice import MutualChoice
 from sparsecraft.methods.codes.topk import TopK, check_k
 
@@ -73,7 +74,7 @@ class AbsTopK(Selecting):
     scope: SelectionScope = "token"
     threshold_momentum: float = 0.99
     signed: ClassVar[bool] = True
-    reductions = {"threshold": "sum", "batches": "sum"}
+    reductions: ClassVar[Mapping[str, Reduction]] = {"threshold": "sum", "batches": "sum"}
 
     def __post_init__(self) -> None:
         penalties.check_count(self.k)

@@ -1,16 +1,18 @@
 """Feature Choice: every latent keeps its own number of a batch's pre-activations.
 
-Ayonrinde (2024) gives each feature a budget of m_j edges in a batch of N tokens, with sum m_j = k N,
-so that no feature can die of neglect. Budgets are uniform, or follow Zipf's law by each feature's
-rank (`core.zipf`). From untrained features a choice by feature is poor: until the share `after` of
-the training the selection is mutual (`MutualChoice`), and the densities seen there give the ranks.
+Ayonrinde (2024) gives each feature j a budget of m_j edges in a batch of N tokens, which sum to
+k N, so that no feature can die of neglect. Budgets are uniform, or follow Zipf's law by each
+feature's rank (`core.zipf`). From untrained features a choice by feature is poor: until the share
+`after` of the training the selection is mutual (`MutualChoice`), and the densities seen there give
+the ranks.
 
 The paper has no code and leaves constants open; ours: the law is fitted when the features begin to
 choose, ranks are taken anew every `rerank_every` steps and held in between, budgets are whole
-numbers from 1 to N by the largest remainder. A feature with fewer positive pre-activations than its budget does not fill it: a zero is
-never selected. For rows that come alone each latent has a threshold, the running mean of its m_j-th
-largest entry. Over ranks each chooses among its own rows, with budgets for these; densities are
-exact (counts are summed), thresholds are the mean of the ranks'.
+numbers from 1 to N by the largest remainder. A feature with fewer positive pre-activations than its
+budget does not fill it: a zero is never selected. For rows that come alone each latent has a
+threshold, the running mean of its m_j-th largest entry. Over ranks each chooses among its own rows,
+with budgets for these; densities are exact (counts are summed), thresholds are the mean of the
+ranks'.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import ClassVar, Literal, cast
 
 import torch
 from torch import Tensor
@@ -36,6 +38,7 @@ from sparsecraft.core.code_thresholds import (
 )
 from sparsecraft.core.errors import InvalidValue, UnknownName
 from sparsecraft.core.kinds import Own, Selecting, Side
+from sparsecraft.core.kinds.activation import Reduction
 from sparsecraft.core.zipf import ZipfBudget, clipped_shares, largest_remainder, ranks_of
 from sparsecraft.kernels.codes import select_columns
 from sparsecraft.methods.codes.mutual_choice import PAPER
@@ -81,7 +84,12 @@ class FeatureChoice(Selecting):
     rerank_every: int = 100
     threshold_momentum: float = 0.99
     density_momentum: float = 0.99
-    reductions = {"threshold": "sum", "batches": "sum", "fired": "sum", "rows": "sum"}
+    reductions: ClassVar[Mapping[str, Reduction]] = {
+        "threshold": "sum",
+        "batches": "sum",
+        "fired": "sum",
+        "rows": "sum",
+    }
 
     def __post_init__(self) -> None:
         penalties.check_count(self.k)

@@ -168,7 +168,8 @@ class GradientTopK(Selecting):
             InvalidValue: If all of the batch are zero.
         """
         if side.gradient is None:
-            return {"norms": torch.zeros(()), "rows": torch.tensor(0)}
+            nothing = torch.tensor(0, device=u.device)
+            return {"norms": nothing.double(), "rows": nothing}
         norms = side.gradient.double().norm(dim=1)
         rows = (norms > 0).sum()
         if not bool(rows):

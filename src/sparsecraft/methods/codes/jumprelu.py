@@ -65,6 +65,8 @@ class JumpReLU(Elementwise):
         bandwidth: Width of the rectangle that stands for the derivative of the jump.
         tanh_scale: How sharply the tanh counts.
         pre_activation: Weight of the loss that pulls dead latents towards their threshold.
+        to_input: Whether the jump's derivative also reaches the encoder, as in Conerly et al.;
+            otherwise thresholds alone.
 
     Reference:
         Rajamanoharan et al., 2024, arXiv 2407.14435, eqs. 3, 9, 11, 12, and its appendix on a
@@ -79,6 +81,7 @@ class JumpReLU(Elementwise):
     bandwidth: float = 0.05
     tanh_scale: float = 4.0
     pre_activation: float = 3e-6
+    to_input: bool = False
 
     def __post_init__(self) -> None:
         penalties.check_strength(self.l0)
@@ -107,7 +110,7 @@ class JumpReLU(Elementwise):
 
     def apply(self, u: Tensor, own: Own) -> Tensor:
         """Returns u where u > theta, else 0; theta has the rectangle's gradient."""
-        z: Tensor = _Jump.apply(u, self._threshold(u, own), self.bandwidth)
+        z: Tensor = _Jump.apply(u, self._threshold(u, own), self.bandwidth, self.to_input)
         return z
 
     def losses(self, step: CodeStep, own: Own) -> dict[str, Tensor]:
@@ -130,7 +133,7 @@ class JumpReLU(Elementwise):
             z = step.z.dense() if isinstance(step.z, Code) else step.z
             norms = step.decoder.norm(dim=1).to(z.dtype)
             return torch.tanh(self.tanh_scale * z * norms).sum(1).mean()
-        active: Tensor = _Step.apply(step.u, theta, self.bandwidth)
+        active: Tensor = _Step.apply(step.u, theta, self.bandwidth, self.to_input)
         l0 = active.sum(1).mean()
         return l0 if self.target is None else (l0 / self.target - 1).square()
 
@@ -139,37 +142,37 @@ class JumpReLU(Elementwise):
 
 
 class _Jump(torch.autograd.Function):
-    """u 1(u > theta); eq. 11 for theta, and for u the exact derivative beside the jump."""
+    """u 1(u > theta); eq. 11 for theta, and for u the derivative beside the jump or with it."""
 
     @staticmethod
-    def forward(ctx: Any, u: Tensor, theta: Tensor, bandwidth: float) -> Tensor:
+    def forward(ctx: Any, u: Tensor, theta: Tensor, bandwidth: float, to_input: bool) -> Tensor:
         ctx.save_for_backward(u, theta)
-        ctx.bandwidth = bandwidth
+        ctx.bandwidth, ctx.to_input = bandwidth, to_input
         return above(u, theta)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
         u, theta = ctx.saved_tensors
         (gradient,) = gradients
-        near = _near(u, theta, ctx.bandwidth)
-        to_theta = -(theta / ctx.bandwidth) * (gradient * near).sum(0)
-        return gradient * (u > theta), to_theta, None
+        jump = theta / ctx.bandwidth * gradient * _near(u, theta, ctx.bandwidth)
+        to_u = gradient * (u > theta)
+        return to_u + jump if ctx.to_input else to_u, -jump.sum(0), None, None
 
 
 class _Step(torch.autograd.Function):
-    """1(u > theta); eq. 12 for theta, and none for u."""
+    """1(u > theta); eq. 12 for theta, and for u nothing or the same with the other sign."""
 
     @staticmethod
-    def forward(ctx: Any, u: Tensor, theta: Tensor, bandwidth: float) -> Tensor:
+    def forward(ctx: Any, u: Tensor, theta: Tensor, bandwidth: float, to_input: bool) -> Tensor:
         ctx.save_for_backward(u, theta)
-        ctx.bandwidth = bandwidth
+        ctx.bandwidth, ctx.to_input = bandwidth, to_input
         return (u > theta).to(u.dtype)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor, None, None]:
         u, theta = ctx.saved_tensors
-        near = _near(u, theta, ctx.bandwidth)
-        return None, -(gradients[0] * near).sum(0) / ctx.bandwidth, None
+        jump = gradients[0] * _near(u, theta, ctx.bandwidth) / ctx.bandwidth
+        return jump if ctx.to_input else None, -jump.sum(0), None, None
 
 
 def _near(u: Tensor, theta: Tensor, bandwidth: float) -> Tensor:

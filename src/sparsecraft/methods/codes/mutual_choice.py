@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from sparsecraft.core.catalog import Paper, Taxonomy, method
 from sparsecraft.core.code import Code
 from sparsecraft.core.code_thresholds import check_momentum, move_towards, smallest_kept
 from sparsecraft.core.kinds import Own, Selecting, Side
+from sparsecraft.core.kinds.activation import Reduction
 from sparsecraft.methods.codes.topk import check_k
 
 PAPER = Paper(
@@ -65,7 +66,7 @@ class MutualChoice(Selecting):
 
     k: int
     threshold_momentum: float = 0.99
-    reductions = {"threshold": "sum", "batches": "sum"}
+    reductions: ClassVar[Mapping[str, Reduction]] = {"threshold": "sum", "batches": "sum"}
 
     def __post_init__(self) -> None:
         penalties.check_count(self.k)

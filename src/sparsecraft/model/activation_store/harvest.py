@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import nn
 
-from sparsecraft.core.errors import InvalidValue, StoreError
+from sparsecraft.core.errors import InvalidValue, SparsityError, StoreError
 from sparsecraft.model.activation_store.contents import Contents
 from sparsecraft.model.activation_store.inputs import Inputs, Source, source_of
 from sparsecraft.model.activation_store.pieces import Keeper, Piece
@@ -80,10 +80,12 @@ class _Harvest:
     contexts: int = 0
     rows: int = 0
     told: bool = False
+    failure: SparsityError | None = None
+    held: tuple[Inputs, Piece] | None = None  # too large for the shard before
 
     def run(self) -> None:
+        """Makes every shard that is lacking."""
         stream = self.source.batches
-        held: list[Inputs] = []  # read, but too large for the shard before
         number = 0
         while not self._enough():
             known = next(
@@ -94,7 +96,7 @@ class _Harvest:
                 done = next((s for s in self.sinks if s.index.report is not None), None)
                 if done is not None and next(stream, None) is not None:
                     raise StoreError(differs(done, self.contexts, "goes on behind"))
-                piece, inputs = self._fill(stream, held)
+                piece, inputs = self._fill(stream)
                 if not piece.batches:
                     break
             else:
@@ -108,18 +110,20 @@ class _Harvest:
             self.rows += shown["rows"]
             self._tell()
             number += 1
+            if self.failure is not None:
+                raise self.failure
 
     def _enough(self) -> bool:
         return self.settings.rows is not None and self.rows >= self.settings.rows
 
-    def _fill(self, stream: Iterator[Inputs], held: list[Inputs]) -> tuple[Piece, str]:
+    def _fill(self, stream: Iterator[Inputs]) -> tuple[Piece, str]:
         """Returns the next shard's piece: as many batches as fit into it."""
         piece, made = Piece(), hashlib.blake2b(digest_size=16)
-        while (inputs := held.pop() if held else next(stream, None)) is not None:
-            batch = self._piece(inputs, piece)
+        while (found := self._next(stream, piece)) is not None:
+            inputs, batch = found
             self._check_size(batch)
             if piece.batches and piece.bytes() + batch.bytes() > self.settings.shard_bytes:
-                held.append(inputs)
+                self.held = found
                 break
             piece.add(batch)
             inputs.update(made)
@@ -127,6 +131,23 @@ class _Harvest:
             if self.settings.rows is not None and self.rows + piece.rows >= self.settings.rows:
                 break
         return piece, made.hexdigest()
+
+    def _next(self, stream: Iterator[Inputs], before: Piece) -> tuple[Inputs, Piece] | None:
+        """Returns the next batch, or None behind the last.
+
+        An error is kept, to be raised when the batches before it are written.
+        """
+        if self.held is not None:
+            found, self.held = self.held, None
+            return found
+        try:
+            inputs = next(stream, None)
+            return None if inputs is None else (inputs, self._piece(inputs, before))
+        except SparsityError as error:
+            if not before.batches:
+                raise
+            self.failure = error
+            return None
 
     def _repeat(
         self, stream: Iterator[Inputs], known: dict[str, Any], *, make: bool

@@ -52,6 +52,7 @@ class Source:
         expected: Contexts in all, about, or None where it is not known.
         tokenizer: That made the tokens, or None.
         special: Ids of the special tokens to leave out.
+        by_name: Whether the model takes `input_ids` by that name, as Hugging Face's do.
         remarks: For the report.
     """
 
@@ -59,6 +60,7 @@ class Source:
     expected: int | None = None
     tokenizer: Any = None
     special: tuple[int, ...] = ()
+    by_name: bool = True
     remarks: list[str] = field(default_factory=list)
 
 
@@ -68,7 +70,7 @@ def source_of(model: nn.Module, settings: HarvestSettings) -> Source:
     Raises:
         InvalidValue: If the text does not fill a context, or the model reads shorter ones.
     """
-    source = Source(iter(()))
+    source = Source(iter(()), by_name=hasattr(model, "config"))
     if settings.texts is not None:
         source.tokenizer = settings.tokenizer or _tokenizer_of(model)
         _check_length(model, settings.context)
@@ -135,9 +137,9 @@ def _windows(source: Source, settings: HarvestSettings) -> Iterator[Inputs]:
         found += full
         source.expected = round(found / share) if share else None
         while len(windows) >= settings.batch_size:
-            yield _window_batch(windows, begins, settings.batch_size)
+            yield _window_batch(source, windows, begins, settings.batch_size)
     if windows:
-        yield _window_batch(windows, begins, len(windows))
+        yield _window_batch(source, windows, begins, len(windows))
     if not found:
         raise InvalidValue(
             f"the text has {len(ids)} tokens, too few for one context of {room} beside special "
@@ -145,12 +147,15 @@ def _windows(source: Source, settings: HarvestSettings) -> Iterator[Inputs]:
         )
 
 
-def _window_batch(windows: list[list[int]], begins: list[int], count: int) -> Inputs:
+def _window_batch(
+    source: Source, windows: list[list[int]], begins: list[int], count: int
+) -> Inputs:
     ids = torch.tensor(windows[:count], dtype=torch.int64)
     texts = tuple(begins[:count])
     del windows[:count], begins[:count]
     call = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    return Inputs(call, ids, torch.ones_like(ids, dtype=torch.bool), texts)
+    real = torch.ones_like(ids, dtype=torch.bool)
+    return Inputs(call if source.by_name else ids, ids, real, texts)
 
 
 def _tokenized(source: Source, texts: Any) -> Iterator[tuple[int, list[int], float]]:
@@ -217,7 +222,7 @@ def _token_batches(source: Source, tokens: Tensor, size: int) -> Iterator[Inputs
     source.expected = len(tokens)
     for first in range(0, len(tokens), size):
         ids = tokens[first : first + size].long()
-        yield Inputs({"input_ids": ids}, ids)
+        yield Inputs({"input_ids": ids} if source.by_name else ids, ids)
 
 
 def _given_batches(source: Source, batches: Iterable[Any]) -> Iterator[Inputs]:

@@ -18,6 +18,7 @@ from sparsecraft.model.hook_points import HookPoint
 
 COUNTS = ("special", "padding", "non_finite")
 _SHOWN = 3
+_PLURAL = {"x": "activations", "gradient": "gradients", "target": "targets"}
 
 
 @dataclass
@@ -100,8 +101,8 @@ class Keeper:
     source: Source
     settings: HarvestSettings
 
-    def wanted(self, inputs: Inputs) -> tuple[Tensor | None, dict[str, int]]:
-        """Returns bool (contexts, tokens) of a batch with tokens, and what is left out."""
+    def wanted(self, inputs: Inputs) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """Returns bool (contexts, tokens) of a batch with tokens, and what is left out and why."""
         if inputs.tokens is None:
             return None, {}
         real = torch.ones_like(inputs.tokens, dtype=torch.bool).cpu()
@@ -109,10 +110,7 @@ class Keeper:
             real = inputs.real
         special = special_mask(inputs.tokens.cpu(), self.source.special)
         special[:, : self.settings.skip_first] = True
-        return real & ~special, {
-            "special": int((real & special).sum()),
-            "padding": int((~real).sum()),
-        }
+        return real & ~special, {"special": real & special, "padding": ~real}
 
     def piece(self, inputs: Inputs, recorded: Recorded, first: int, most: int | None) -> Piece:
         """Returns the kept rows of a batch.
@@ -129,6 +127,11 @@ class Keeper:
         """
         shape = self._shape(recorded)
         keep, left_out = self.wanted(inputs)
+        if keep is not None and keep.shape != shape and shape[1] > 1:
+            raise InvalidValue(
+                f"{self.points[0].name} has (contexts, positions) {shape}, and the tokens are "
+                f"{tuple(keep.shape)}: name a place with one position for each token"
+            )
         if keep is None or keep.shape != shape:
             keep, left_out = torch.ones(shape, dtype=torch.bool), {}
         stored = self._stored(recorded)
@@ -137,7 +140,7 @@ class Keeper:
         if bool(bad.any()) and not self.settings.skip_non_finite:
             raise NonFinite(self._complaint(bad, inputs, first, stored))
         keep = keep & finite
-        left_out["non_finite"] = int(bad.sum())
+        left_out = {**left_out, "non_finite": bad}
         self._check_gradients(recorded, keep)
         contexts = len(keep)
         if most is not None and int(keep.sum()) > most:
@@ -150,7 +153,7 @@ class Keeper:
         inputs: Inputs,
         keep: Tensor,
         contexts: int,
-        left_out: Mapping[str, int],
+        left_out: Mapping[str, Tensor],
     ) -> Piece:
         keep = keep[:contexts]
         piece = Piece(batches=1)
@@ -163,7 +166,7 @@ class Keeper:
             real = inputs.real
             shown = tokens if real is None else torch.where(real, tokens, NO_TOKEN)
             piece.tokens.append(shown[:contexts])
-        piece.left_out.update(left_out)
+        piece.left_out.update({why: int(m[:contexts].sum()) for why, m in left_out.items()})
         return piece
 
     def _shape(self, recorded: Recorded) -> tuple[int, int]:
@@ -207,15 +210,12 @@ class Keeper:
     def _complaint(
         self, bad: Tensor, inputs: Inputs, first: int, stored: Mapping[str, Mapping[str, Tensor]]
     ) -> str:
-        names = sorted(
-            {
-                f"{ {'x': 'activations', 'gradient': 'gradients', 'target': 'targets'}[part] }"
-                f" at {place}"
-                for place, of_place in stored.items()
-                for part, value in of_place.items()
-                if bool((~torch.isfinite(value).all(-1) & bad).any())
-            }
-        )
+        names = [
+            f"{_PLURAL[part]} at {place}"
+            for place, of_place in stored.items()
+            for part, value in of_place.items()
+            if bool((~torch.isfinite(value).all(-1) & bad).any())
+        ]
         where = bad.any(1).nonzero().flatten().tolist()
         shown = "; ".join(self._context(inputs, bad, row, first) for row in where[:_SHOWN])
         more = f"; and {len(where) - _SHOWN} contexts more" if len(where) > _SHOWN else ""

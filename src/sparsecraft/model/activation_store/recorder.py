@@ -112,10 +112,7 @@ class Recorder:
         if isinstance(call, Tensor):
             return self._model(call.to(self._device))
         moved = {k: v.to(self._device) if isinstance(v, Tensor) else v for k, v in call.items()}
-        config = getattr(self._model, "config", None)
-        if config is None and set(moved) <= {"input_ids", "attention_mask"}:
-            return self._model(moved["input_ids"])  # a module of the user's own: ids, nothing else
-        if getattr(config, "use_cache", False):
+        if getattr(getattr(self._model, "config", None), "use_cache", False):
             moved["use_cache"] = False
         return self._model(**moved)
 

@@ -32,17 +32,16 @@ ROWS_FOR_SCALE = 65536
 class ActivationStore:
     """Activations of one place in a model, row by row, that may be larger than memory.
 
-    Constructing it runs the model over the text, with no more of the model than the place needs.
-    With a `path`, what is done stays done: the same call goes on where an earlier one stopped, and
-    returns at once what is complete (the text is read once more, to see that it is the same).
+    Constructing it runs the model over the text, no more of it than the place needs. With a `path`
+    what is done stays done: the same call goes on where an earlier one stopped, and only reads the
+    text again, to see that it is the same, where all is complete.
 
     Args:
         model: A Hugging Face model or any module; it is left as it was.
         at: A hook point, see `sparsecraft.model.hook_points`.
         texts: A list of texts, any iterable of them, or the path of a text file.
         tokens: In place of texts: int64 (contexts, tokens) token ids.
-        batches: In place of texts: what the model is called with, mappings or tensors; a list,
-            where a stopped harvest shall be able to go on.
+        batches: In place of texts: what the model is called with, mappings or tensors.
         tokenizer: By default the one of the model's `name_or_path`.
         context: Tokens that the model reads in a row.
         skip_special: Whether special tokens are left out; or the ids of those to leave out.

@@ -20,6 +20,7 @@ from sparsecraft.model.sae.trainer import Trainer
 
 if TYPE_CHECKING:
     from sparsecraft.model.activation_store.reader import Reader
+    from sparsecraft.model.sae.autoencoder import SparseAutoencoder
 
 MARKER = "sparsecraft sae training checkpoint: weights in units of the training"
 FILE = "training.pt"
@@ -54,7 +55,7 @@ def save(
         export(trainer).save_pretrained(directory / name, overwrite=True)
 
 
-def export(trainer: Trainer) -> Any:
+def export(trainer: Trainer) -> SparseAutoencoder:
     """Returns a copy of an autoencoder in training that reads raw activations."""
     made = copy.deepcopy(trainer.sae)
     fold(made, trainer.scaling)

@@ -38,6 +38,9 @@ class Estimator:
     ) -> Self:
         """Returns itself, trained; `report` then says how it went.
 
+        One that is trained already goes on from its weights. Whatever stops a training, the
+        autoencoder is left as of the last step, reading raw activations.
+
         Args:
             data: A store, or activations (rows, d_in).
             training: Settings; by default `SAETraining()`.

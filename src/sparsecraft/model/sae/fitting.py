@@ -72,6 +72,14 @@ def train_together(
         InvalidValue: If settings contradict each other or the data.
         NonFinite: For NaN or infinite activations, or a training that diverges.
         CheckpointError: If the directory has a training with other settings.
+
+    Example:
+        >>> from sparsecraft.methods.codes.topk import TopK
+        >>> from sparsecraft.model.sae import SparseAutoencoder
+        >>> x = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+        >>> pair = [SparseAutoencoder(8, 16, TopK(k=k)) for k in (2, 4)]
+        >>> [sae.report.steps for sae in train_together(pair, x, SAETraining(steps=2, batch=32))]
+        [2, 2]
     """
     store = as_store(data)
     plans = _plans(saes, trainings)

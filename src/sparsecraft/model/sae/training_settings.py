@@ -52,6 +52,11 @@ class SAETraining:
     Raises:
         InvalidValue: If a number is not allowed.
 
+    Example:
+        >>> training = SAETraining(steps=1000, batch=4096)
+        >>> training.peak(d_sae=2**14), training.silence()
+        (0.0002, 409600)
+
     Reference:
         Gao et al., 2024, arXiv 2406.04093, section 2 and appendix A.
     """

@@ -135,10 +135,10 @@ def test_settings_that_are_not_allowed(options, error, message):
     ("x", "error", "message"),
     [
         (np.full((2, 16), np.nan), NonFinite, "2 of 2 rows of X have NaN or inf"),
-        (np.ones((2, 3)), InvalidValue, "X has 3 columns, but 16 are expected"),
+        (np.ones((2, 3)), InvalidValue, "X has 3 features, but SparseCoder is expecting 16"),
         (np.ones(16), InvalidValue, "Reshape your data"),
-        (np.ones((0, 16)), InvalidValue, "there is nothing in it"),
-        (np.ones((2, 16), dtype=complex), InvalidValue, "give real numbers"),
+        (np.ones((0, 16)), InvalidValue, "X has 0 sample(s)"),
+        (np.ones((2, 16), dtype=complex), InvalidValue, "Complex data not supported"),
         ([["a"] * 16], InvalidValue, "give real numbers"),
         (torch.ones(2, 16, dtype=torch.int64), InvalidValue, "type torch.int64"),
         (torch.ones(2, 16, dtype=torch.float16), InvalidValue, "convert it to float32"),

@@ -45,10 +45,10 @@ def test_planted_atoms_are_found():
 def test_the_error_falls_with_every_penalty(penalty):
     rows, _ = planted()
     strength = None if isinstance(penalty, AbsTopK) else 0.05
-    learner = DictionaryLearning(12, penalty=penalty, strength=strength, batches=60, batch_size=50,
-                                 learning_rate=1e-2)  # fmt: skip
+    learner = DictionaryLearning(12, penalty=penalty, strength=strength, batches=40, batch_size=50,
+                                 learning_rate=2e-2)  # fmt: skip
     errors = learner.fit(rows).errors_
-    assert len(errors) == 60
+    assert len(errors) == 40
     assert np.mean(errors[-5:]) < 0.8 * np.mean(errors[:5])
 
 
@@ -220,7 +220,11 @@ def test_before_a_fit_there_is_nothing():
         ({"decay": True}, InvalidValue, "need a first step"),
         ({"solver": "lars"}, UnknownName, "Unknown solver 'lars'"),
         ({"start": np.ones((3, 10))}, InvalidValue, "start has 3 atoms, but n_components is 6"),
-        ({"start": np.ones((6, 9))}, InvalidValue, "start has 9 columns, but 10 are expected"),
+        (
+            {"start": np.ones((6, 9))},
+            InvalidValue,
+            "start has 9 features, but the dictionary is expecting 10",
+        ),
     ],
 )
 def test_settings_that_are_not_allowed(options, error, message):
@@ -235,7 +239,7 @@ def test_bad_rows_leave_what_was_learned():
     before = learner.components_
     with pytest.raises(NonFinite, match="400 of 400 rows"):
         learner.partial_fit(rows * np.nan)
-    with pytest.raises(InvalidValue, match="X has 3 columns, but 10 are expected"):
+    with pytest.raises(InvalidValue, match="X has 3 features, but DictionaryLearning is"):
         learner.partial_fit(rows[:, :3])
     assert np.array_equal(learner.components_, before)
 
@@ -257,3 +261,22 @@ def test_scikit_learn_clones_and_pipes_and_unknown_methods_are_named():
     assert as_in_paper("cel0", 501)["decay"]
     assert not as_in_paper("cel0", 500)["decay"]
     assert not as_in_paper("soft", 501)["decay"]
+
+
+@pytest.mark.filterwarnings("ignore:Estimator DictionaryLearning does not inherit")
+def test_scikit_learns_own_checks():
+    from sklearn.utils.estimator_checks import check_estimator
+
+    expected = {
+        "check_dict_unchanged": "transform leaves its report in coding_report_",
+        "check_dtype_object": "what is no number is an InvalidValue here, a TypeError there",
+    }
+    results = check_estimator(
+        DictionaryLearning(batches=3, strength=0.1),
+        expected_failed_checks=expected,
+        on_skip=None,
+        on_fail=None,
+    )
+    assert len(results) > 40
+    failed = {each["check_name"] for each in results if each["status"] == "failed"}
+    assert failed == set()

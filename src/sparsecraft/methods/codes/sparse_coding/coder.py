@@ -128,7 +128,7 @@ class SparseCoder(Estimator):
             NonFinite: For NaN or infinite entries.
         """
         atoms = as_rows(self.dictionary, what="the dictionary")[0]
-        rows, back = as_rows(X, atoms.shape[1])
+        rows, back = as_rows(X, atoms.shape[1], reader=self._reader)
         atoms = atoms.to(rows)
         codes, self.report_ = coded(
             rows,
@@ -147,6 +147,8 @@ class SparseCoder(Estimator):
         atoms = as_rows(self.dictionary, what="the dictionary")[0]
         rows, back = as_rows(codes, len(atoms), "the code")
         return back(rows @ atoms.to(rows))
+
+    _reader = "SparseCoder"
 
     @property
     def n_features_in_(self) -> int:

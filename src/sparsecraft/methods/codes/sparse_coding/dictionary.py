@@ -3,7 +3,7 @@
 Batch by batch, codes are found for the dictionary as it is, and the dictionary then takes one
 gradient step. `as_in_paper` gives the run of Rentzeperis et al. (2023): steps of
 set length, one criterion for the whole batch, thresholds in their convention. By default the step
-follows from the dictionary, which grows in norm as it learns, and rows stop one by one.
+follows from the dictionary, and rows stop one by one.
 
 Beyond the paper, a step of the dictionary that would overshoot (longer than 2 over the codes'
 largest squared singular value) is shortened to half of that and counted, so that rows of another
@@ -164,6 +164,7 @@ class DictionaryLearning(Estimator):
             NotFitted: Before a fit.
         """
         coder = self._coder()
+        coder._reader = type(self).__name__
         codes = coder.transform(X)
         self.coding_report_ = coder.report_
         return codes
@@ -212,27 +213,23 @@ class DictionaryLearning(Estimator):
     @property
     def n_iter_(self) -> int:
         """Batches seen."""
-        self._known()
-        return self._progress.batches
+        return self._done().batches
 
     @property
     def activity_(self) -> Any:
         """(n_components,): the share of the rows learned from in which each atom was active."""
-        self._known()
-        share = self._progress.activity()
+        share = self._done().activity()
         return share if self._torch else share.numpy()
 
     @property
     def errors_(self) -> list[float]:
         """The mean squared residual of each batch that moved the dictionary."""
-        self._known()
-        return list(self._progress.errors)
+        return list(self._done().errors)
 
     @property
     def report_(self) -> LearningReport:
         """How the learning went: rows given up, dead atoms, steps shortened."""
-        self._known()
-        return self._progress.report()
+        return self._done().report()
 
     def __sklearn_is_fitted__(self) -> bool:
         return self._dictionary is not None
@@ -240,7 +237,7 @@ class DictionaryLearning(Estimator):
     def _begin(self, X: Any, *, anew: bool) -> Tensor:
         """Returns the rows, after making the first dictionary if there is none to go on from."""
         known = None if anew else self._dictionary
-        rows, _ = as_rows(X, None if known is None else known.shape[1])
+        rows, _ = as_rows(X, None if known is None else known.shape[1], reader=type(self).__name__)
         if not (isinstance(self.learning_rate, int | float) and 0 < self.learning_rate < math.inf):
             raise InvalidValue(
                 f"learning_rate={self.learning_rate!r} is not allowed: give a number above 0"
@@ -302,6 +299,10 @@ class DictionaryLearning(Estimator):
 
     def _atoms(self) -> Tensor:
         return unit_rows(self._known())
+
+    def _done(self) -> Progress:
+        self._known()
+        return self._progress
 
     def _known(self) -> Tensor:
         if self._dictionary is None:

@@ -14,7 +14,9 @@ from sparsecraft.core.errors import InvalidValue, NonFinite
 Back = Callable[[Tensor], Any]
 
 
-def as_rows(x: Any, width: int | None = None, what: str = "X") -> tuple[Tensor, Back]:
+def as_rows(
+    x: Any, width: int | None = None, what: str = "X", reader: str = "the dictionary"
+) -> tuple[Tensor, Back]:
     """Returns rows (rows, width) in a floating type, and what turns a result into their kind.
 
     float32 and float64 stay; NumPy's and Python's whole numbers become float64.
@@ -23,6 +25,7 @@ def as_rows(x: Any, width: int | None = None, what: str = "X") -> tuple[Tensor, 
         x: A torch tensor, a NumPy array, or what NumPy makes one of.
         width: Entries that a row must have, or None.
         what: Its name in messages.
+        reader: Who expects the width, in messages; these are worded as scikit-learn's checks ask.
 
     Raises:
         InvalidValue: For another shape, type or width, or no rows.
@@ -42,10 +45,17 @@ def as_rows(x: Any, width: int | None = None, what: str = "X") -> tuple[Tensor, 
             f"{what} has the shape {tuple(rows.shape)}; it must be (rows, width). Reshape your "
             "data: one row is x.reshape(1, -1)"
         )
-    if not rows.numel():
-        raise InvalidValue(f"{what} has the shape {tuple(rows.shape)}, so there is nothing in it")
+    for size, unit in zip(rows.shape, ("sample", "feature"), strict=True):
+        if not size:
+            raise InvalidValue(
+                f"{what} has 0 {unit}(s) (shape={tuple(rows.shape)}) while a minimum of 1 is "
+                "required."
+            )
     if width is not None and rows.shape[1] != width:
-        raise InvalidValue(f"{what} has {rows.shape[1]} columns, but {width} are expected")
+        raise InvalidValue(
+            f"{what} has {rows.shape[1]} features, but {reader} is expecting {width} features as "
+            "input"
+        )
     bad = int((~torch.isfinite(rows)).any(1).sum())
     if bad:
         raise NonFinite(
@@ -66,6 +76,8 @@ def _from_numpy(x: Any, what: str) -> Tensor:
             array = array.astype(np.float64)
         except (TypeError, ValueError) as error:
             raise InvalidValue(f"{what} cannot be read as numbers: {error}") from error
+    if array.dtype.kind == "c":
+        raise InvalidValue(f"Complex data not supported: {what} has the type {array.dtype}")
     if array.dtype.kind != "f":
         raise InvalidValue(f"{what} has the type {array.dtype}: give real numbers")
     if array.dtype not in (np.float32, np.float64):
