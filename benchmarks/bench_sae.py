@@ -199,7 +199,7 @@ def check_gradients(size: Size) -> None:
 def fvu_of_precisions(path: str | None, steps: int, size: Size) -> list[str]:
     """Returns a line about the share of variance left after as many steps in either precision."""
     if path is None:
-        x = synthetic(64 * size.batch, size.d)
+        x = torch.cat([synthetic(size.batch, size.d, seed) for seed in range(64)])
     else:
         x = torch.from_numpy(np.load(path)).float()
     left = {}

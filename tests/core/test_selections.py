@@ -42,9 +42,8 @@ def test_elementwise_proxes_are_the_table(name, u):
     penalty = kind(strength=STRENGTH)
     found = penalty.prox(torch.tensor([u], dtype=torch.float64), 1.0)
     assert float(found) == pytest.approx(formula(u), abs=1e-12)
-    grid = torch.cat(
-        [torch.linspace(-5, 5, 2001).double(), torch.tensor([u, 0.0], dtype=torch.float64)]
-    )
+    edges = [u, u - STRENGTH, u + STRENGTH, 0.0]
+    grid = torch.cat([torch.linspace(-5, 5, 41), torch.tensor(edges)]).double()
     best = min(distance(z, u) + float(penalty.value(z.view(1))) for z in grid)
     assert distance(found, u) + float(penalty.value(found)) <= best + 1e-9
 

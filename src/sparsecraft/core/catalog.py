@@ -1,8 +1,8 @@
 """The catalog: every method by name, with its paper and its place in the handbook's taxonomy.
 
 Files in `sparsecraft.methods` and `sparsecraft.domains` register into it; they are imported when a
-name is first asked for, so that importing the library stays cheap. Methods from outside come in by a file
-("./mine.py:Mine") or by the entry point group "sparsecraft.methods".
+name is first asked for, so that importing the library stays cheap. Methods from outside come in by
+a file ("./mine.py:Mine") or by the entry point group "sparsecraft.methods".
 """
 
 from __future__ import annotations

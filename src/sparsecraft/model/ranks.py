@@ -5,14 +5,17 @@ All calls do nothing in a single process. They use the default process group.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sparsecraft.core.errors import InvalidValue
+from sparsecraft.core.errors import InvalidValue, SparsityError
 from sparsecraft.core.mask import pack_bits, unpack_bits
+
+Made = TypeVar("Made")
 
 
 def world_size() -> int:
@@ -84,6 +87,32 @@ def of_first_rank(masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
         dist.broadcast(bits, src=0)
         decided[name] = unpack_bits(bits.cpu(), tuple(mask.shape)).to(mask.device)
     return decided
+
+
+def by_first_rank(make: Callable[[], Made], then: Callable[[], Made], device: torch.device) -> Made:
+    """Returns what the first rank makes; the others wait, then get it another way.
+
+    Args:
+        make: Called on the first rank, for example to write files.
+        then: Called on the others when that is done, for example to read them.
+        device: Of the process group's tensors.
+
+    Raises:
+        SparsityError: On every other rank, if the first one fails with any error.
+    """
+    if world_size() == 1:
+        return make()
+    if dist.get_rank() == 0:
+        failed = True
+        try:
+            made = make()
+            failed = False
+        finally:
+            any_rank(failed, device)
+        return made
+    if any_rank(False, device):
+        raise SparsityError("rank 0 failed at what the other ranks wait for: see its error")
+    return then()
 
 
 def check_agreement(facts: Mapping[str, str]) -> None:

@@ -14,6 +14,7 @@ from sparsecraft.core.errors import InvalidValue, NonFinite, UnknownName
 from sparsecraft.domains.interpretability.behaviour import Recovered
 from sparsecraft.domains.interpretability.latent_statistics import LatentStatistics, alikeness
 from sparsecraft.methods.codes.abstopk import AbsTopK
+from sparsecraft.methods.codes.gradient_topk import GradientTopK
 from sparsecraft.methods.codes.topk import TopK
 from sparsecraft.model.activation_store import ActivationStore
 
@@ -198,6 +199,24 @@ def test_what_cannot_be_run_is_said():
         evaluate(
             Identity(models.WIDTH), store_of(model, "model.layers.0"), model, behaves="reading"
         )
+
+
+def test_it_is_said_whether_gradients_chose_the_latents():
+    sae, x = SparseAutoencoder(8, 32, GradientTopK(k=5)), rows()
+    with_gradients = ActivationStore.from_tensor(x, gradient=rows(seed=1))
+    assert any("with the store's gradients" in note for note in evaluate(sae, with_gradients).notes)
+    assert any("without gradients;" in note for note in evaluate(sae, x).notes)
+
+
+def test_a_transcoder_is_measured_on_what_it_reconstructs():
+    sae, x = SparseAutoencoder(8, 32, TopK(k=5), d_out=4), rows()
+    with torch.no_grad():
+        sae.W_dec.zero_()
+        target = rows(width=4, seed=2)
+        sae.b_dec.copy_(target.mean(0))
+    found = evaluate(sae, ActivationStore.from_tensor(x, target=target), models.tiny_llama())
+    assert found.fvu == pytest.approx(1, abs=1e-5) and found.behaviour is None
+    assert any("transcoder" in note for note in found.notes)
 
 
 def test_shares_recovered_by_hand():

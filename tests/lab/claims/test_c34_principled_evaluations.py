@@ -5,6 +5,7 @@ import torch
 
 from sparsecraft.domains.interpretability import ioi, ioi_model
 from sparsecraft.lab.claims import c34_principled_evaluations as c34
+from sparsecraft.lab.claims import ioi_bench
 from sparsecraft.lab.claims.cells import Cell
 from sparsecraft.lab.evidence.table import Row
 
@@ -31,9 +32,12 @@ def test_a_single_kind_is_the_best(found):
 
 
 def test_floor_and_control_stand_beside(found):
-    assert f"{c34.FLOOR} | {c34.EQUAL_NUMBER}" in found
-    assert f"{c34.RANDOM} | {c34.SUFFICIENCY}" in found
-    assert 0 <= found[f"{c34.FLOOR} | {c34.EQUAL_NUMBER}"] <= 1
+    assert f"{c34.FLOOR} | {ioi_bench.EQUAL_NUMBER}" in found
+    assert f"{c34.RANDOM} | {ioi_bench.SUFFICIENCY}" in found
+    for arm in (c34.RANDOM, c34.BEST, c34.SUPERVISED):
+        distance = abs(1 - found[f"{arm} | {ioi_bench.SUFFICIENCY}"])
+        assert found[f"{arm} | {ioi_bench.INSUFFICIENCY}"] == pytest.approx(distance)
+    assert 0 <= found[f"{c34.FLOOR} | {ioi_bench.EQUAL_NUMBER}"] <= 1
 
 
 def test_rows_bear_the_arms_name():
@@ -49,7 +53,7 @@ def test_every_kind_has_as_many_settings():
 
 def test_parts_share_no_prompts_draws_and_change_the_receiver_alone():
     model = ioi_model.IOIModel(ioi_model.ModelSize(), seed=0)
-    bench = c34.prepared(model, 0, 40, 20)
+    bench = ioi_bench.prepared(model, 0, 40, 20)
     base, other = ioi.halves(0)
     for part in (bench.validation, bench.test):
         assert bool(torch.isin(part.given.io, base).all())

@@ -132,6 +132,7 @@ def test_counting_by_parts_as_ranks_do_is_counting_the_whole():
         (lambda: GroupBiasAdaptation(high=1.5), InvalidValue, "above 0 and below 1"),
         (lambda: GroupBiasAdaptation(high=0.1, low=0.2), InvalidValue, r"low=0\.2 exceeds"),
         (lambda: GroupBiasAdaptation(groups=0), InvalidValue, "groups=0 is not allowed"),
+        (lambda: GroupBiasAdaptation(highest=0.5), InvalidValue, "would let negative entries"),
         (lambda: GroupBiasAdaptation(buffer=100), InvalidValue, "give at least 10000"),
         (lambda: GroupBiasAdaptation(form="jump"), UnknownName, "Did you mean 'jumprelu'"),
         (lambda: gba_autoencoder(4, 8), InvalidValue, "8 latents cannot fill 10 groups"),

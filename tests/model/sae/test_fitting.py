@@ -190,9 +190,20 @@ def test_a_transcoder_learns_its_target():
 
 def test_batch_level_codes_have_thresholds_after_a_fit():
     sae = SparseAutoencoder(12, 48, MutualChoice(k=3)).fit(data(), SHORT)
+    assert sae.report.notes == ["thresholds were set on 360 training rows"]
+    train = ActivationStore.from_tensor(data()).split(SHORT.held_out, SHORT.seed)[0]
+    assert float((sae.encode(next(train.batches(360)).x) != 0).sum()) == 3 * 360
     x = data(50, seed=5)
     alone = torch.cat([sae.encode(row) for row in x.split(1)])
     torch.testing.assert_close(sae.encode(x), alone)
+
+
+def test_running_thresholds_stay_where_asked():
+    plan = SAETraining(**{**vars(SHORT), "threshold_rows": 0})
+    sae = SparseAutoencoder(12, 48, MutualChoice(k=3)).fit(data(), plan)
+    assert sae.report.notes == ["thresholds are the running ones of the training"]
+    exact = SparseAutoencoder(12, 48, MutualChoice(k=3)).fit(data(), SHORT)
+    assert float(sae.own.state["threshold"]) != float(exact.own.state["threshold"])
 
 
 def test_frozen_thresholds_keep_k_entries_on_average():

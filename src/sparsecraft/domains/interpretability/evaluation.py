@@ -142,6 +142,12 @@ class _Pass:
                 "the reconstruction is worse than the mean of the data (FVU above 1): another "
                 "hook point or model than it was trained on, or activations scaled otherwise?"
             )
+        if self.sae.activation.needs_gradient:
+            how = "with the store's gradients" if self.store.has_gradient else "without gradients"
+            found.append(
+                f"latents were selected {how}; in the model, where no gradient is to be had, they "
+                "are always selected without"
+            )
         if self.sums.rows < FEW_TOKENS and self.latents.alive < 1:
             found.append(
                 f"{self.sums.rows:,} tokens are few to call a latent dead: rare ones may be alive"

@@ -1,9 +1,9 @@
 """Targeted probe perturbation: whether the latents of one concept can be taken out alone.
 
-For each concept the k latents that tell it apart best are ablated in the reconstructions, and linear
-probes of all concepts, trained on the activations, are asked again. A dictionary that separates
-concepts hurts the probe of the ablated one and no other (Karvonen et al., 2024). The score is how
-much accuracy the ablated concept loses, less what the others lose, mean over the concepts.
+For each concept the k latents that tell it apart best are ablated in the reconstructions, and
+linear probes of all concepts, trained on the activations, are asked again. A dictionary that
+separates concepts hurts the probe of the ablated one and no other (Karvonen et al., 2024). The
+score is how much accuracy the ablated concept loses, less what the others lose, mean over concepts.
 Departure: the probes read reconstructions without an ablation for reference, so that what the
 dictionary does not explain at all counts neither for nor against it.
 """
@@ -119,9 +119,7 @@ def targeted_perturbation(
     )
 
 
-def _accuracies(
-    probes: Mapping[str, Probe], x: Tensor, truth: Mapping[str, Tensor]
-) -> Tensor:
+def _accuracies(probes: Mapping[str, Probe], x: Tensor, truth: Mapping[str, Tensor]) -> Tensor:
     """Returns (concepts,), the share of rows that each concept's probe gets right."""
     found = [
         float((each.predict(x) == truth[name]).double().mean()) for name, each in probes.items()

@@ -82,7 +82,7 @@ def _engine(tensors: Sequence[Tensor]) -> ModuleType:
     Raises:
         ValueError: If numba is forced, and a type is not float32 or float64, or types differ.
     """
-    if tensors and all(tensor.is_cuda for tensor in tensors) and triton_products.available():
+    if tensors and all(map(_on_gpu, tensors)) and triton_products.available():
         return triton_products
     if backends.choose(tensors) == "torch":
         return primitives_torch
@@ -98,3 +98,8 @@ def _engine(tensors: Sequence[Tensor]) -> ModuleType:
     from sparsecraft.kernels.codes import primitives_numba
 
     return primitives_numba
+
+
+def _on_gpu(tensor: Tensor) -> bool:
+    """Returns whether Triton's kernels apply; their sums are float32, too short for float64."""
+    return tensor.is_cuda and tensor.dtype != torch.float64

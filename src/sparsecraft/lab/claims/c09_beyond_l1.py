@@ -145,6 +145,7 @@ def _swept(data: NaturalPatches, cell: Cell) -> Iterator[tuple[str, float]]:
     report = learner.report_
     yield f"{at} | dead atoms", report.dead / report.atoms
     yield f"{at} | rows given up", report.discarded / report.rows
+    yield f"{at} | steps shortened", report.shortened / report.batches
     fields = analyse(learner.components_).summary()
     for fact in ("Gabor share", "median circular variance", "complex share"):
         yield f"{at} | {fact}", fields[fact]

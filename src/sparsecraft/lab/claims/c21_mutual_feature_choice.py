@@ -307,8 +307,8 @@ CLAIM = Claim(
     run=run,
     curve=None,
     tuning=(
-        f"none: every arm has the learning rate {RATE:g}, the share of training after which "
-        f"features choose is {AFTER:g}, and auxiliary losses have their defaults; a look at "
-        "validation rows of seed 100 changed nothing"
+        "the learning rate, which all arms share: 0.003 and 0.01 were tried for each on validation "
+        f"rows of seed 100 of the varied sums, and {RATE:g} was better for all but Feature Choice "
+        f"by Zipf's law; features choose after the share {AFTER:g} of the training, untuned"
     ),
 )

@@ -16,34 +16,31 @@ is the ceiling; no edit the floor; a dictionary of random directions is the cont
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from sparsecraft.core.catalog import Paper
-from sparsecraft.core.fidelity import ReconstructionSums
 from sparsecraft.core.kinds import Activation
-from sparsecraft.domains.interpretability import ioi, ioi_model
-from sparsecraft.domains.interpretability.control import (
-    CEILING,
-    FLOOR,
-    Approximation,
-    EditTable,
-    agreement_at_weight,
-    compare_edits,
-    evaluate_approximation,
-    logit_difference,
-)
-from sparsecraft.domains.interpretability.editing import f1_edit, greedy_edit
-from sparsecraft.domains.interpretability.feature_scores import feature_f1, value_masks
-from sparsecraft.domains.interpretability.latent_amplitudes import amplitudes
-from sparsecraft.domains.interpretability.nodes import Node, Outputs, activations, outputs
+from sparsecraft.domains.interpretability import ioi_model
+from sparsecraft.domains.interpretability.control import FLOOR
 from sparsecraft.domains.interpretability.supervised_dictionary import SupervisedDictionary
 from sparsecraft.lab.claims.cells import Cell, Cells
 from sparsecraft.lab.claims.claim import Budget, Claim, Contrast, FullScale
+from sparsecraft.lab.claims.ioi_bench import (
+    EQUAL_NUMBER,
+    EQUAL_WEIGHT,
+    EXPANSION,
+    INSUFFICIENCY,
+    SUFFICIENCY,
+    Bench,
+    ceiling,
+    floor_agreement,
+    prepared,
+    reached,
+    trained,
+)
 from sparsecraft.lab.evidence.table import Row
 from sparsecraft.lab.evidence.verdict import StatedDifference
 from sparsecraft.methods.codes.abstopk import AbsTopK
@@ -51,15 +48,10 @@ from sparsecraft.methods.codes.gated import Gated
 from sparsecraft.methods.codes.relu import ReLU
 from sparsecraft.methods.codes.topk import TopK
 from sparsecraft.model.sae import SparseAutoencoder
-from sparsecraft.model.sae.training_settings import SAETraining
 
-NODE = Node("blocks.1.middle")
 MODEL_STEPS, MODEL_BATCH, MODEL_RATE = 800, 192, 3e-3
 TRAINING, EVALUATED = 8000, 1000
-EXPANSION = 8
-SAE_STEPS, SAE_BATCH, SAE_RATE = 1200, 512, 1e-3
-SIZES = (1, 2, 4, 8)
-"""Latents taken out, and as many put in."""
+SAE_STEPS = 1200
 
 KINDS: dict[str, tuple[Callable[[Any], Activation], tuple[Any, ...]]] = {
     "relu": (lambda l1: ReLU(l1=l1), (1.0, 2.5, 5.0)),
@@ -68,11 +60,6 @@ KINDS: dict[str, tuple[Callable[[Any], Activation], tuple[Any, ...]]] = {
     "abstopk": (lambda k: AbsTopK(k=k), (4, 8, 16)),
 }
 SUPERVISED, BEST, RANDOM = "supervised mean", "best sae", "random directions"
-SUFFICIENCY, EQUAL_NUMBER, EQUAL_WEIGHT = (
-    "sufficiency",
-    "agreement, one out and one in",
-    "agreement at equal weight",
-)
 ALLOWANCE = 0.1
 SMALLEST_EFFECT = 0.05
 
@@ -90,13 +77,13 @@ def _lower(metric: str, at: str) -> Contrast:
 STATED = (
     Contrast(
         stated=StatedDifference(
-            text=f"reconstructions of the best autoencoder suffice within {ALLOWANCE:g} of the "
-            "supervised dictionary's",
-            unit="sufficiency beyond what is allowed",
+            text=f"reconstructions of the best autoencoder are at most {ALLOWANCE:g} further from "
+            "full sufficiency than the supervised dictionary's",
+            unit=f"what is left of {ALLOWANCE:g} of sufficiency",
             direction="greater",
         ),
-        metric=SUFFICIENCY,
-        terms={BEST: 1.0, SUPERVISED: -1.0},
+        metric=INSUFFICIENCY,
+        terms={SUPERVISED: 1.0, BEST: -1.0},
         constant=ALLOWANCE,
     ),
     _lower(EQUAL_NUMBER, "number of changed features"),
@@ -133,42 +120,6 @@ def _settings(budget: Budget) -> dict[str, Any]:
     return found
 
 
-@dataclass(frozen=True)
-class Part:
-    """Prompts with their counterfactuals, at the node.
-
-    Args:
-        given: The prompts.
-        new: int64 (rows,), the indirect object of the changed prompts.
-        x: (rows, d), activations.
-        x_changed: (rows, d), those of the changed prompts.
-        says: From activations to logits.
-    """
-
-    given: ioi.Prompts
-    new: Tensor
-    x: Tensor
-    x_changed: Tensor
-    says: Outputs
-
-
-@dataclass(frozen=True)
-class Bench:
-    """What all arms of a seed share.
-
-    Args:
-        train: Prompts on which dictionaries are made.
-        x: (rows, d), their activations.
-        validation: For choices.
-        test: For what is reported.
-    """
-
-    train: ioi.Prompts
-    x: Tensor
-    validation: Part
-    test: Part
-
-
 def measure(cell: Cell) -> dict[str, float]:
     """Returns "arm | metric" to value for every arm of one model."""
     settings = cell.settings
@@ -185,32 +136,19 @@ def measure(cell: Cell) -> dict[str, float]:
     reference = known[SUPERVISED]
     found = {"model": {"accuracy": ioi_model.accuracy(model, bench.test.given)}}
     for name, dictionary in known.items():
-        found[name] = _ceiling(bench.test, dictionary, bench.x.mean(0))
+        found[name] = ceiling(bench.test, dictionary, bench.x.mean(0))
     found |= _autoencoders(bench, reference, cell)
-    random = SparseAutoencoder(bench.x.shape[1], EXPANSION * bench.x.shape[1], TopK(k=8), seed=1)
+    random = SparseAutoencoder(
+        bench.x.shape[1], EXPANSION * bench.x.shape[1], TopK(k=8), seed=cell.seed + 1000
+    )
     with torch.no_grad():
         random.b_dec.copy_(bench.x.mean(0))
-    found[RANDOM] = _scores(bench, bench.test, random.eval(), reference)
-    found[FLOOR] = {EQUAL_NUMBER: _floor(bench.test), EQUAL_WEIGHT: _floor(bench.test)}
+    found[RANDOM] = reached(bench, bench.test, random.eval(), reference)
+    found[FLOOR] = {
+        EQUAL_NUMBER: floor_agreement(bench.test),
+        EQUAL_WEIGHT: floor_agreement(bench.test),
+    }
     return {f"{arm} | {key}": value for arm, each in found.items() for key, value in each.items()}
-
-
-def prepared(model: ioi_model.IOIModel, seed: int, training: int, evaluated: int) -> Bench:
-    """Returns the prompts of a seed and the node's activations on them."""
-    base, other = ioi.halves(seed)
-    train = ioi.prompts(training, seed, None, "dictionary")
-    parts = [
-        _part(model, ioi.prompts(evaluated, seed, base, label), seed, other)
-        for label in ("validation", "test")
-    ]
-    return Bench(train, activations(model, [NODE], train.tokens)[0], *parts)
-
-
-def _part(model: ioi_model.IOIModel, given: ioi.Prompts, seed: int, other: Tensor) -> Part:
-    changed = ioi.changed(given, "io", seed, other)
-    (x,) = activations(model, [NODE], given.tokens)
-    (x_changed,) = activations(model, [NODE], changed.tokens)
-    return Part(given, changed.io, x, x_changed, outputs(model, NODE, given.tokens))
 
 
 def _supervised(bench: Bench, kind: Any) -> SupervisedDictionary:
@@ -230,89 +168,12 @@ def _autoencoders(
         tried = []
         for value in values:
             sae = trained(bench.x, KINDS[name][0](value), cell.seed, cell.settings["sae_steps"])
-            scores = _scores(bench, bench.validation, sae, reference)
+            scores = reached(bench, bench.validation, sae, reference)
             tried.append(((scores[EQUAL_NUMBER], scores[SUFFICIENCY]), sae))
         chosen[name] = max(tried, key=lambda each: each[0])
-    found = {name: _scores(bench, bench.test, sae, reference) for name, (_, sae) in chosen.items()}
+    found = {name: reached(bench, bench.test, sae, reference) for name, (_, sae) in chosen.items()}
     best = max(chosen, key=lambda name: chosen[name][0])
     return {**found, BEST: found[best]}
-
-
-def trained(x: Tensor, activation: Activation, seed: int, steps: int) -> SparseAutoencoder:
-    """Returns an autoencoder of eight times the width, trained on the node's activations."""
-    sae = SparseAutoencoder(x.shape[1], EXPANSION * x.shape[1], activation, seed=seed)
-    training = SAETraining(
-        steps=steps, batch=SAE_BATCH, learning_rate=SAE_RATE, held_out=0.0, seed=seed
-    )
-    sae.fit(x, training)
-    return sae.eval()
-
-
-@torch.no_grad()
-def _scores(
-    bench: Bench, part: Part, sae: SparseAutoencoder, reference: SupervisedDictionary
-) -> dict[str, float]:
-    """Returns what an autoencoder reaches on prompts."""
-    f1 = feature_f1(amplitudes(sae, bench.x) != 0, value_masks(bench.train.io, len(ioi.NAMES))).f1
-    edits = {
-        f"f1 {k}": f1_edit(sae, part.x, part.x_changed, f1, part.given.io, part.new, k)
-        for k in SIZES
-    }
-    edits |= {f"greedy {2 * k}": greedy_edit(sae, part.x, part.x_changed, 2 * k) for k in SIZES}
-    table = compare_edits(
-        part.says, part.x, part.x_changed, _supervised_edit(part, reference), edits
-    )
-    sums = ReconstructionSums()
-    sums.add(part.x, sae(part.x))
-    return {
-        **_suffices(part, sae(part.x), bench.x.mean(0)),
-        **_agreements(table),
-        "best F1 of a name, mean": float(f1.max(0).values.mean()),
-        "latents with F1 over 0.5": float((f1.max(1).values > 0.5).double().mean()),
-        "FVU": sums.fvu,
-        "L0": float((amplitudes(sae, part.x) != 0).sum(1).double().mean()),
-    }
-
-
-def _agreements(table: EditTable) -> dict[str, float]:
-    by_f1 = [table[f"f1 {k}"] for k in SIZES]
-    found = {
-        EQUAL_NUMBER: by_f1[0].agreement,
-        EQUAL_WEIGHT: agreement_at_weight(by_f1, table[FLOOR], table[CEILING].weight),
-        "weight, one out": by_f1[0].weight,
-    }
-    found |= {f"agreement, {k} out and {k} in": table[f"f1 {k}"].agreement for k in SIZES[1:]}
-    return found | {
-        f"greedy agreement, {2 * k} latents": table[f"greedy {2 * k}"].agreement for k in SIZES
-    }
-
-
-def _ceiling(part: Part, dictionary: SupervisedDictionary, mean: Tensor) -> dict[str, float]:
-    """Returns what a supervised dictionary reaches; one code goes out and one comes in."""
-    edit = _supervised_edit(part, dictionary)
-    score = compare_edits(part.says, part.x, part.x_changed, edit, {})[CEILING]
-    return {
-        **_suffices(part, dictionary.reconstruct(part.given.attributes), mean),
-        EQUAL_NUMBER: score.agreement,
-        EQUAL_WEIGHT: score.agreement,
-        "weight, one out": score.weight,
-    }
-
-
-def _supervised_edit(part: Part, dictionary: SupervisedDictionary) -> tuple[Tensor, Tensor]:
-    known = part.given.attributes
-    return dictionary.edit(part.x, known, {"io": part.new}), dictionary.weights(known)["io"]
-
-
-def _suffices(part: Part, reconstruction: Tensor, mean: Tensor) -> Mapping[str, float]:
-    metric = logit_difference(part.given.io, part.given.s)
-    found: Approximation = evaluate_approximation(part.says, metric, part.x, reconstruction, mean)
-    return {SUFFICIENCY: found.sufficiency, "necessity": found.necessity}
-
-
-def _floor(part: Part) -> float:
-    said = part.says(part.x_changed).argmax(1)
-    return float((part.says(part.x).argmax(1) == said).double().mean())
 
 
 CLAIM = Claim(

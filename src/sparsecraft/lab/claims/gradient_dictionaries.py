@@ -26,6 +26,7 @@ from sparsecraft.lab.tasks.stories import Stories260k
 from sparsecraft.methods.codes.gradient_topk import GradientTopK
 from sparsecraft.methods.codes.topk import TopK
 from sparsecraft.model.activation_store import ActivationStore
+from sparsecraft.model.activation_store.recorder import next_token_loss
 from sparsecraft.model.hook_points import hook_point
 from sparsecraft.model.sae import SAETraining, SparseAutoencoder
 
@@ -104,16 +105,11 @@ class Harvest:
             tokens=windows,
             context=windows.shape[1],
             gradients=True,
-            loss=summed_loss,
+            loss=next_token_loss,
             skip_special=False,
         )
         batch = store.rows(torch.arange(len(store)))
         return cls(batch.x, cast(Tensor, batch.gradient))
-
-
-def summed_loss(output: Any, batch: Mapping[str, Any]) -> Tensor:
-    """Returns the cross-entropy of all next tokens, summed."""
-    return _token_losses(_logits(output), batch["input_ids"]).sum()
 
 
 def trained(

@@ -212,7 +212,7 @@ class FeatureChoice(Selecting):
             raise InvalidValue(
                 f"a batch of {rows} rows has {self.k * rows} entries for {d_sae} latents, and "
                 "Feature Choice gives each at least one of a batch of several rows: train with "
-                f"batches of at least {max(2, math.ceil(d_sae / self.k))} rows"
+                f"batches of at least {max(2, math.ceil(d_sae / self.k))} rows in each process"
             )
 
     def _weights(self, own: Own) -> Tensor:

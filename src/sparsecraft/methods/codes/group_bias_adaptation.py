@@ -22,7 +22,7 @@ from torch import Tensor
 from sparsecraft.core.bias_adaptation import BiasAdaptation, geometric_targets, random_groups
 from sparsecraft.core.catalog import Paper, Taxonomy, method
 from sparsecraft.core.code import Code
-from sparsecraft.core.errors import UnknownName
+from sparsecraft.core.errors import InvalidValue, UnknownName
 from sparsecraft.core.kinds import Elementwise, Own, Side
 from sparsecraft.core.kinds.activation import Reduction
 from sparsecraft.core.penalties import NonNegativeL1
@@ -100,6 +100,11 @@ class GroupBiasAdaptation(Elementwise):
     def __post_init__(self) -> None:
         if self.form not in FORMS:
             raise UnknownName("form", str(self.form), FORMS)
+        if self.form == "jumprelu" and self.highest > 0:
+            raise InvalidValue(
+                f"highest={self.highest:g} would let negative entries into a code of the form "
+                "'jumprelu': give at most 0, or form='relu'"
+            )
         # Makes the rule once, for the errors of its settings.
         self.rule()
 

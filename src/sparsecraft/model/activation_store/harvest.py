@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from sparsecraft.core.errors import InvalidValue, SparsityError, StoreError
@@ -21,8 +22,10 @@ from sparsecraft.model.activation_store.inputs import Inputs, Source, source_of
 from sparsecraft.model.activation_store.pieces import Keeper, Piece
 from sparsecraft.model.activation_store.recorder import Recorder, recording
 from sparsecraft.model.activation_store.settings import HarvestSettings, model_facts
+from sparsecraft.model.activation_store.shards import open_contents
 from sparsecraft.model.activation_store.sinks import Sink, differs, finished, folder_of, sink_of
-from sparsecraft.model.hook_points import hook_point
+from sparsecraft.model.hook_points import HookPoint, hook_point
+from sparsecraft.model.ranks import by_first_rank
 
 
 def harvest(
@@ -36,6 +39,8 @@ def harvest(
 ) -> dict[str, Contents]:
     """Returns the contents of a store for each hook point.
 
+    Of several processes the first one writes the folder, while the others wait for it.
+
     Args:
         model: The model.
         at: Hook points.
@@ -47,13 +52,30 @@ def harvest(
     Raises:
         InvalidValue, NonFinite, StoreError, UnknownName: See `ActivationStore`.
     """
-    settings = HarvestSettings(**options)
     points = [hook_point(model, name) for name in at]
     if not points or len({point.place for point in points}) < len(points):
         raise InvalidValue(f"at={list(at)} must name at least one place, and none twice")
     target = None if to is None else hook_point(model, to)
-    source = source_of(model, settings)
+    settings = HarvestSettings(**options)
     folders = [folder_of(path, point, one_folder_each) for point in points]
+    if path is None:
+        return _harvested(model, points, target, folders, settings)
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    return by_first_rank(
+        lambda: _harvested(model, points, target, folders, settings),
+        lambda: {name: open_contents(f) for name, f in zip(at, folders, strict=True) if f},
+        device,
+    )
+
+
+def _harvested(
+    model: nn.Module,
+    points: Sequence[HookPoint],
+    target: HookPoint | None,
+    folders: Sequence[Path | None],
+    settings: HarvestSettings,
+) -> dict[str, Contents]:
+    source = source_of(model, settings)
     facts = model_facts(model)
     sinks = [
         sink_of(point, folder, target, source, settings, facts)
@@ -65,7 +87,7 @@ def harvest(
     with recording(model, unique, gradients=gradients, loss=settings.loss) as recorder:
         keeper = Keeper(points, target, source, settings)
         _Harvest(recorder, keeper, source, sinks, settings).run()
-    return {name: finished(sink, source, settings) for name, sink in zip(at, sinks, strict=True)}
+    return {sink.point.name: finished(sink, source, settings) for sink in sinks}
 
 
 @dataclass

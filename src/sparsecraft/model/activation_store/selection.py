@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
@@ -45,9 +47,10 @@ class Selection:
         first = self.table.context_starts[self.contexts[context]]
         return first + index - self._starts[context]
 
+    @cached_property
     def tokens(self) -> Tensor | None:
-        """Returns the token ids of the contexts, or None; see `Table.tokens`."""
-        found = self.table.tokens()
+        """The token ids of the contexts, or None; see `Table.tokens`."""
+        found = self.table.tokens
         return found if found is None or self.contexts is None else found[self.contexts]
 
     def split(self, held_out: float, seed: int) -> tuple[Selection, Selection]:

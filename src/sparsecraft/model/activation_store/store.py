@@ -188,7 +188,7 @@ class ActivationStore:
     @property
     def tokens(self) -> Tensor | None:
         """int32 (contexts, context) token ids, -1 behind short contexts; None without a text."""
-        return self._selection.tokens()
+        return self._selection.tokens
 
     @property
     def contexts(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -82,8 +83,9 @@ class Table:
                 out[order[mine]] = getattr(shard, part).index_select(0, local)
         return out
 
+    @cached_property
     def tokens(self) -> Tensor | None:
-        """Returns int32 (contexts, longest) token ids, or None; shorter contexts end in -1."""
+        """int32 (contexts, longest) token ids, or None; shorter contexts end in -1."""
         found = [shard.tokens for shard in self.shards if shard.tokens is not None]
         if not found:
             return None

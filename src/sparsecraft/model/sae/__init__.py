@@ -2,6 +2,7 @@
 
 from sparsecraft.model.sae.autoencoder import SparseAutoencoder
 from sparsecraft.model.sae.auxiliary import Auxiliary, AuxK
+from sparsecraft.model.sae.auxiliary_zipf import AuxZipf
 from sparsecraft.model.sae.fitting import train_together
 from sparsecraft.model.sae.report import SAEReport
 from sparsecraft.model.sae.resampling import Resampling
@@ -9,6 +10,7 @@ from sparsecraft.model.sae.training_settings import SAETraining
 
 __all__ = [
     "AuxK",
+    "AuxZipf",
     "Auxiliary",
     "Resampling",
     "SAEReport",

@@ -3,7 +3,7 @@
 AuxK (Gao et al., 2024) lets the dead latents reconstruct what the living ones leave over. Published
 implementations differ in what the loss is divided by, and in whether the residual is held constant
 and negative values are cut off; these are options here. The residual has no bias left in it, so
-none is added when it is decoded.
+none is added when it is decoded. Over ranks each divides by the variance of its own rows.
 """
 
 from __future__ import annotations

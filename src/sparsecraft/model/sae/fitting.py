@@ -194,16 +194,19 @@ def _summary(trainer: Trainer) -> dict[str, Any]:
 
 
 def _set_thresholds(trainer: Trainer, rows: ActivationStore) -> list[str]:
-    """Sets thresholds that the training left unset; returns what to say about it."""
-    activation, sae = trainer.sae.activation, trainer.sae
+    """Sets the thresholds of batch-level codes; returns what to say about it."""
+    activation, sae, training = trainer.sae.activation, trainer.sae, trainer.training
     if not isinstance(activation, Selecting):
         return []
     threshold = activation.inference_threshold(sae.own)
-    if threshold is None or not bool(torch.isnan(threshold).any()):
+    if threshold is None:
         return []
-    batch = trainer.training.batch
-    sae.freeze_thresholds(rows, rows=batch * 8, batch=batch)
-    return [f"thresholds were set after the training, from {min(batch * 8, len(rows))} rows"]
+    unset = bool(torch.isnan(threshold).any())
+    count = training.threshold_rows or (training.batch if unset else 0)
+    if not count:
+        return ["thresholds are the running ones of the training"]
+    sae.freeze_thresholds(rows, rows=count)
+    return [f"thresholds were set on {min(count, len(rows)):,} training rows"]
 
 
 @torch.no_grad()

@@ -44,6 +44,9 @@ class SAETraining:
         precision: Of the product from which a selection is made. Selected values, gradients and
             weights are float32.
         held_out: Share of the contexts on which the report is measured; 0: on training rows.
+        threshold_rows: Training rows at most on which thresholds of batch-level codes are set when
+            the training ends, so that rows alone keep k entries on average; 0: the running ones,
+            which lag behind in short trainings, stay.
         checkpoint_every: Steps between checkpoints, where `fit` has a directory.
         dead_after: Tokens of silence after which a latent counts as dead; None: a tenth of the
             training, at most 10 million.
@@ -78,16 +81,18 @@ class SAETraining:
     prefix_loss: Literal["mean", "sum"] = "mean"
     precision: Precision = "float32"
     held_out: float = 0.1
+    threshold_rows: int = 32_768
     checkpoint_every: int = 1000
     dead_after: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "checkpoint_every", "warm_up", "dead_after"):
+        whole = ("steps", "batch", "threshold_rows", "checkpoint_every", "warm_up", "dead_after")
+        for name in whole:
             value = getattr(self, name)
             if value is None and name in ("warm_up", "dead_after"):
                 continue
-            least = 0 if name == "warm_up" else 1
+            least = 0 if name in ("warm_up", "threshold_rows") else 1
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise InvalidValue(
                     f"{name}={value!r} is not allowed: give a whole number of at least {least}"

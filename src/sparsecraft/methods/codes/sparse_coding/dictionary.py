@@ -12,7 +12,6 @@ scale than the paper's patches do not make the dictionary diverge.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
@@ -39,7 +38,7 @@ from sparsecraft.methods.codes.sparse_coding.estimator import (
     chosen_stopping,
 )
 from sparsecraft.methods.codes.sparse_coding.files import read_learner, write_learner
-from sparsecraft.methods.codes.sparse_coding.first import first_dictionary
+from sparsecraft.methods.codes.sparse_coding.first import check_settings, first_dictionary
 from sparsecraft.methods.codes.sparse_coding.preprocessing import Whitening
 from sparsecraft.methods.codes.sparse_coding.progress import LearningReport, Progress
 from sparsecraft.methods.codes.sparse_coding.rows import as_rows
@@ -238,13 +237,7 @@ class DictionaryLearning(Estimator):
         """Returns the rows, after making the first dictionary if there is none to go on from."""
         known = None if anew else self._dictionary
         rows, _ = as_rows(X, None if known is None else known.shape[1], reader=type(self).__name__)
-        if not (isinstance(self.learning_rate, int | float) and 0 < self.learning_rate < math.inf):
-            raise InvalidValue(
-                f"learning_rate={self.learning_rate!r} is not allowed: give a number above 0"
-            )
-        if not isinstance(self.batch_size, int) or self.batch_size < 1:
-            raise InvalidValue(f"batch_size={self.batch_size!r} is not allowed: give at least 1")
-        self._check_coding()
+        check_settings(self.get_params())
         if known is None:
             self._dictionary = first_dictionary(rows, self.n_components, self.start, self.seed)
             self._progress = Progress.start(len(self._dictionary))
@@ -252,16 +245,6 @@ class DictionaryLearning(Estimator):
             self._dictionary = known.to(rows)
         self._torch = isinstance(X, Tensor)
         return rows
-
-    def _check_coding(self) -> None:
-        chosen_penalty(self.penalty, self.strength)
-        chosen_stopping(self.tolerance, self.max_steps, self.measure)
-        chosen_solver(self.solver)
-        if self.decay and (self.step == "auto" or self.solver != "ista"):
-            raise InvalidValue(
-                f"decay=True with step={self.step!r} and solver={self.solver!r}: rates that fall "
-                "need a first step (0.05 in the paper) and ista"
-            )
 
     def _learn(self, batch: Tensor) -> None:
         dictionary = self._known()

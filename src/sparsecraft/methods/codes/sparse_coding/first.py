@@ -1,8 +1,9 @@
-"""The first dictionary of a learner, and the settings of the paper's own runs."""
+"""What a learner starts from: checked settings, a first dictionary, the paper's own settings."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,12 +12,39 @@ from torch import Tensor
 from sparsecraft.core.errors import InvalidValue, UnknownName
 from sparsecraft.core.penalties import Penalty, by_name, without_half
 from sparsecraft.core.seeds import generator
+from sparsecraft.methods.codes.sparse_coding.coder import chosen_solver
+from sparsecraft.methods.codes.sparse_coding.estimator import chosen_penalty, chosen_stopping
 from sparsecraft.methods.codes.sparse_coding.rows import as_rows
 
 DECAYING_FROM = 500
 """Atoms above which the paper's CEL0 lets its rates fall."""
 HALVED = {"soft": False, "hard": True, "half": True, "cel0": False}
 """The paper's methods, and whether their strength is meant without the 1/2."""
+
+
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Raises if a learner's settings are not allowed, before anything is changed.
+
+    Args:
+        settings: Parameters of `DictionaryLearning` by name.
+
+    Raises:
+        InvalidValue: For a number out of range, or rates that fall without a first step.
+        UnknownName: For an unknown penalty, solver or criterion.
+    """
+    chosen_penalty(settings["penalty"], settings["strength"])
+    chosen_stopping(*(settings[name] for name in ("tolerance", "max_steps", "measure")))
+    chosen_solver(settings["solver"])
+    rate, size = settings["learning_rate"], settings["batch_size"]
+    if not (isinstance(rate, int | float) and 0 < rate < math.inf):
+        raise InvalidValue(f"learning_rate={rate!r} is not allowed: give a number above 0")
+    if not isinstance(size, int) or size < 1:
+        raise InvalidValue(f"batch_size={size!r} is not allowed: give at least 1")
+    if settings["decay"] and (settings["step"] == "auto" or settings["solver"] != "ista"):
+        raise InvalidValue(
+            f"decay=True with step={settings['step']!r} and solver={settings['solver']!r}: rates "
+            "that fall need a first step (0.05 in the paper) and ista"
+        )
 
 
 def first_dictionary(rows: Tensor, count: int | None, start: Any, seed: int) -> Tensor:
