@@ -60,3 +60,11 @@ def test_a_small_decoder_learns_a_small_version():
     ioi_model.train(model, seed=0, steps=120, batch=64, rate=3e-3, names=names)
     after = ioi_model.accuracy(model, tested)
     assert before < 0.5 < 0.8 < after
+
+
+def test_the_seed_alone_makes_the_model():
+    first, second = (ioi_model.IOIModel(ioi_model.ModelSize(), seed=4) for _ in range(2))
+    for mine, theirs in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+    other = ioi_model.IOIModel(ioi_model.ModelSize(), seed=5)
+    assert not torch.equal(first.words.weight, other.words.weight)

@@ -52,6 +52,9 @@ class IOIModel(nn.Module):
                 deviation = 0.5 if "blocks" not in name else parameter.shape[1] ** -0.5
                 draw = generator(seed, "ioi", "model", name)
                 nn.init.normal_(parameter, std=deviation, generator=draw)
+        for module in self.modules():
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Returns (rows, names), the logits of the name that comes next."""

@@ -14,6 +14,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from sparsecraft.kernels.codes.memory import converted, empty
 from sparsecraft.kernels.codes.primitives import sampled_products
 from sparsecraft.kernels.codes.selection import Selected, select_rows
 
@@ -139,10 +140,10 @@ def _bands(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yields some rows of x at a time with their pre-activations, in one buffer for all."""
     dtype = torch.bfloat16 if precision == "bfloat16" else x.dtype
-    inputs, weight = x.to(dtype), weight.to(dtype)
+    inputs, weight = x.to(dtype), converted(weight, dtype)
     width = weight.shape[1]
     height = max(1, min(len(x), BUFFER // max(1, 4 * width)))
-    buffer = torch.empty(height, width, dtype=dtype, device=x.device)
+    buffer = empty((height, width), dtype, x.device)
     addend = None if bias is None else bias.to(dtype)
     for part, narrow in zip(x.split(height), inputs.split(height), strict=True):
         u = buffer[: len(part)]

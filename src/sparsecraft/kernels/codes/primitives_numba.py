@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from sparsecraft.kernels.backends import in_threads, shares
+from sparsecraft.kernels.codes.memory import empty
 from sparsecraft.kernels.compiled import compiled, compiled_sums
 
 # Multiply-adds that pay for a thread.
@@ -25,7 +26,7 @@ RUNS = 16
 
 def weighted_sums(starts: Tensor, columns: Tensor, values: Tensor, weight: Tensor) -> Tensor:
     """Returns (rows, d); see `primitives.weighted_sums`."""
-    out = torch.empty(len(starts) - 1, weight.shape[1], dtype=weight.dtype)
+    out = empty((len(starts) - 1, weight.shape[1]), weight.dtype, weight.device)
     arrays = [t.detach().numpy() for t in (starts, columns, values, weight, out)]
     _over_rows(lambda first, last: _weighted_sums(*arrays, first, last), arrays[0], out.shape[1])
     return out

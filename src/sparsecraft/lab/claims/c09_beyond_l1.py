@@ -276,7 +276,8 @@ CLAIM = Claim(
     curve=CURVE,
     tuning=(
         f"one rate of the dictionary for all arms, {RATE:g}, the better of 0.005 and 0.02 for "
-        "every method tried on the validation picture of seed 101; sweeps of 6 strengths for each "
-        "method, laid there so that codes have 2 to 30 active units"
+        "soft, hard, half and CEL0 on the validation picture of seed 101; 6 strengths for each "
+        "method, laid on validation pictures of seeds 101 to 103 so that codes have about 2 to "
+        "25 active units"
     ),
 )

@@ -10,6 +10,7 @@ from sparsecraft.core.seeds import generator
 from sparsecraft.kernels.codes import select_rows
 
 _ROWS_AT_ONCE = 500
+_DEPENDENT = 1e-6
 
 
 def random_directions(train: Tensor, test: Tensor, latents: int, k: int, seed: int) -> float:
@@ -31,10 +32,29 @@ def random_directions(train: Tensor, test: Tensor, latents: int, k: int, seed: i
     for x in test.split(_ROWS_AT_ONCE):
         centred = x - mean
         chosen = select_rows(centred @ directions.T, k, absolute=True)[1].view(len(x), k)
-        basis = directions[chosen].transpose(1, 2)
-        solved = torch.linalg.lstsq(basis, centred.unsqueeze(2)).solution
-        sums.add(x, (basis @ solved).squeeze(2) + mean)
+        sums.add(x, x - _left_over(centred.double(), directions[chosen].double()))
     return sums.fvu
+
+
+def _left_over(rows: Tensor, spans: Tensor) -> Tensor:
+    """Returns what is orthogonal to each row's own directions, by Gram and Schmidt.
+
+    Written in elementwise steps: LAPACK's least squares depend on where a tensor lies in memory.
+
+    Args:
+        rows: (rows, width).
+        spans: (rows, k, width).
+    """
+    found: list[Tensor] = []
+    for direction in spans.unbind(1):
+        for each in found:
+            direction = direction - (direction * each).sum(1, keepdim=True) * each
+        norm = direction.norm(dim=1, keepdim=True)
+        # A direction within the span of those before adds nothing.
+        direction = (direction / norm).where(norm > _DEPENDENT, 0.0)
+        rows = rows - (rows * direction).sum(1, keepdim=True) * direction
+        found.append(direction)
+    return rows
 
 
 def principal_components(train: Tensor, test: Tensor, k: int) -> float:
