@@ -6,7 +6,7 @@ import torch
 from sparsecraft.domains.interpretability import ioi, ioi_model
 from sparsecraft.lab.claims import c34_principled_evaluations as c34
 from sparsecraft.lab.claims import ioi_bench
-from sparsecraft.lab.claims.cells import Cell
+from sparsecraft.lab.claims.cells import Cell, own_arms
 from sparsecraft.lab.evidence.table import Row
 
 
@@ -41,7 +41,7 @@ def test_floor_and_control_stand_beside(found):
 
 
 def test_rows_bear_the_arms_name():
-    row = c34._own_arm(Row("all arms", 3, "topk | sufficiency", 0.5))
+    (row,) = own_arms([Row("all arms", 3, "topk | sufficiency", 0.5)])
     assert (row.arm, row.seed, row.metric, row.value) == ("topk", 3, "sufficiency", 0.5)
 
 

@@ -152,7 +152,7 @@ def _bytes() -> dict[str, Any]:
 
 
 def _byte_model() -> nn.Module:
-    """Returns a decoder on bytes, trained where it is not in the cache: about 40 seconds of a core."""
+    """Returns a decoder on bytes; where it is not in the cache, training takes 40 seconds."""
     data = source_bytes.load_source(0).train
     settings = [BYTE_LAYERS, BYTE_WIDTH, BYTE_STEPS, BYTE_RATE]
     mark = cache.fingerprint(settings, data.to(torch.uint8).numpy().tobytes())

@@ -26,7 +26,7 @@ from sparsecraft.core.catalog import Paper
 from sparsecraft.core.dictionary_similarity import max_cosines, recovery_rate
 from sparsecraft.domains.interpretability.directions import DifferenceInMeans, auc, bipolarity
 from sparsecraft.lab.claims.activations import activations
-from sparsecraft.lab.claims.cells import Cell, Cells
+from sparsecraft.lab.claims.cells import Cell, Cells, own_arms
 from sparsecraft.lab.claims.claim import Budget, Claim, Contrast, FullScale
 from sparsecraft.lab.claims.dictionary_controls import principal_components, random_directions
 from sparsecraft.lab.claims.image_patches import whitened_patches
@@ -158,13 +158,7 @@ def run(budget: Budget, seeds: Sequence[int], cells: Cells) -> list[Row]:
     found = cells.rows(
         measure, [Cell(data, seed, each) for data, each in settings.items() for seed in seeds]
     )
-    return [_own_arm(row) for row in found]
-
-
-def _own_arm(row: Row) -> Row:
-    """Returns the row of one arm, whose name stands before its metric in a cell."""
-    name, _, metric = row.metric.rpartition(" | ")
-    return Row(name, row.seed, metric, row.value)
+    return own_arms(found)
 
 
 def _settings(budget: Budget) -> dict[str, dict[str, Any]]:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsecraft.core.catalog import Paper
-from sparsecraft.lab.claims.cells import Cell, Cells
+from sparsecraft.lab.claims.cells import Cell, Cells, own_arms
 from sparsecraft.lab.claims.claim import Budget, Claim, Contrast, FullScale
 from sparsecraft.lab.claims.gradient_dictionaries import SUBJECTS, Harvest, scores, trained
 from sparsecraft.lab.evidence.table import Row
@@ -90,13 +90,7 @@ def run(budget: Budget, seeds: Sequence[int], cells: Cells) -> list[Row]:
         for subject in _subjects(budget)
         for seed in seeds
     ]
-    return [_own_arm(row) for row in cells.rows(measure, planned)]
-
-
-def _own_arm(row: Row) -> Row:
-    """Returns the row of one arm, whose name stands before its metric in a cell."""
-    name, _, metric = row.metric.rpartition(" | ")
-    return Row(name, row.seed, metric, row.value)
+    return own_arms(cells.rows(measure, planned))
 
 
 def _subjects(budget: Budget) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ from torch import Tensor
 from sparsecraft.core.catalog import Paper
 from sparsecraft.core.penalties import AbsTopK
 from sparsecraft.domains.receptive_fields import analyse
-from sparsecraft.lab.claims.cells import Cell, Cells
+from sparsecraft.lab.claims.cells import Cell, Cells, own_arms
 from sparsecraft.lab.claims.claim import Budget, Claim, Contrast, FullScale
 from sparsecraft.lab.claims.dictionary_baselines import (
     left_by_components,
@@ -89,13 +89,7 @@ def run(budget: Budget, seeds: Sequence[int], cells: Cells) -> list[Row]:
         for seed in seeds
         for series, settings in _settings(budget).items()
     ]
-    return [_own_arm(row) for row in cells.rows(measure, asked)]
-
-
-def _own_arm(row: Row) -> Row:
-    """Returns the row of one arm, whose name stands before its metric in a cell."""
-    name, _, metric = row.metric.rpartition(" | ")
-    return Row(name, row.seed, metric, row.value)
+    return own_arms(cells.rows(measure, asked))
 
 
 def _settings(budget: Budget) -> dict[str, dict[str, Any]]:

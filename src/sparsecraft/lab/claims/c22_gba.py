@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sparsecraft.core.catalog import Paper
-from sparsecraft.lab.claims.cells import Cell, Cells
+from sparsecraft.lab.claims.cells import Cell, Cells, own_arms
 from sparsecraft.lab.claims.claim import Budget, Claim, Contrast, FullScale
 from sparsecraft.lab.claims.gradient_dictionaries import Harvest, source_subject
 from sparsecraft.lab.claims.recovered_dictionaries import (
@@ -114,13 +114,7 @@ def run(budget: Budget, seeds: Sequence[int], cells: Cells) -> list[Row]:
     """Returns what every dictionary finds: mixtures, resonance and real activations."""
     settings = _settings(budget)
     planned = [Cell(kind, seed, {**settings, "kind": kind}) for kind in PARTS for seed in seeds]
-    return [_own_arm(row) for row in cells.rows(measure, planned)]
-
-
-def _own_arm(row: Row) -> Row:
-    """Returns the row of one arm, whose name stands before its metric in a cell."""
-    name, _, metric = row.metric.rpartition(" | ")
-    return Row(name, row.seed, metric, row.value)
+    return own_arms(cells.rows(measure, planned))
 
 
 def _settings(budget: Budget) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from sparsecraft.core.catalog import Paper
 from sparsecraft.core.statistics import Hessian
 from sparsecraft.lab.claims import source_bytes
-from sparsecraft.lab.claims.cells import Cell, Cells
+from sparsecraft.lab.claims.cells import Cell, Cells, own_arms
 from sparsecraft.lab.claims.claim import Budget, Claim, Contrast, FullScale
 from sparsecraft.lab.evidence.table import Row
 from sparsecraft.lab.evidence.verdict import StatedDifference
@@ -106,13 +106,7 @@ def run(budget: Budget, seeds: Sequence[int], cells: Cells) -> list[Row]:
     """Returns what every arm's model needs, one cell for each trained model."""
     settings = _settings(budget)
     rows = cells.rows(measure, [Cell("all arms", seed, settings) for seed in seeds])
-    return [_own_arm(row) for row in rows]
-
-
-def _own_arm(row: Row) -> Row:
-    """Returns the row of one arm, whose name stands before its metric in a cell."""
-    name, _, metric = row.metric.rpartition(" | ")
-    return Row(name, row.seed, metric, row.value)
+    return own_arms(rows)
 
 
 def _settings(budget: Budget) -> dict[str, Any]:

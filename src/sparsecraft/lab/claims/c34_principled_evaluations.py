@@ -26,7 +26,7 @@ from sparsecraft.core.kinds import Activation
 from sparsecraft.domains.interpretability import ioi_model
 from sparsecraft.domains.interpretability.control import FLOOR
 from sparsecraft.domains.interpretability.supervised_dictionary import SupervisedDictionary
-from sparsecraft.lab.claims.cells import Cell, Cells
+from sparsecraft.lab.claims.cells import Cell, Cells, own_arms
 from sparsecraft.lab.claims.claim import Budget, Claim, Contrast, FullScale
 from sparsecraft.lab.claims.ioi_bench import (
     EQUAL_NUMBER,
@@ -94,13 +94,7 @@ STATED = (
 def run(budget: Budget, seeds: Sequence[int], cells: Cells) -> list[Row]:
     """Returns what every arm reaches, one cell for each model."""
     rows = cells.rows(measure, [Cell("all arms", seed, _settings(budget)) for seed in seeds])
-    return [_own_arm(row) for row in rows]
-
-
-def _own_arm(row: Row) -> Row:
-    """Returns the row of one arm, whose name stands before its metric in a cell."""
-    name, _, metric = row.metric.rpartition(" | ")
-    return Row(name, row.seed, metric, row.value)
+    return own_arms(rows)
 
 
 def _settings(budget: Budget) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -121,6 +121,20 @@ class Cells:
         ):
             self.keep(answer.argument, answer.result())
             yield answer.argument
+
+
+def own_arms(rows: Iterable[Row]) -> list[Row]:
+    """Returns the rows of cells that measured several arms, each under its arm's own name.
+
+    Args:
+        rows: With metrics named "arm | metric".
+
+    Example:
+        >>> own_arms([Row("all arms", 0, "wanda | bits per byte", 2.5)])
+        [Row(arm='wanda', seed=0, metric='bits per byte', value=2.5)]
+    """
+    parted = ((row, *row.metric.rpartition(" | ")) for row in rows)
+    return [Row(arm, row.seed, metric, row.value) for row, arm, _, metric in parted]
 
 
 def kept(claim: Claim, folder: Path) -> dict[str, Any]:
