@@ -47,10 +47,10 @@ def test_page_tells_everything(capsys, name):
 
 @pytest.mark.parametrize("name", catalog.names())
 def test_example_is_a_command_that_parses(name):
-    from sparsecraft.cli import gate, methods, prune
+    from sparsecraft.cli import gate, methods, prune, sae
 
     words = example(catalog.get(name)).split()
-    verb = {"prune": prune, "gate": gate, "methods": methods}[words[1]]
+    verb = {"prune": prune, "gate": gate, "methods": methods, "sae": sae}[words[1]]
     parsed = verb.parser().parse_args(words[2:])
     assert name in vars(parsed).values()
 

@@ -72,9 +72,7 @@ def test_conversion_keeps_the_reconstruction(capsys, trained, tmp_path):
     torch.testing.assert_close(theirs(x), ours(x), rtol=1e-5, atol=1e-5)
 
 
-def test_gradients_are_harvested_where_the_activation_wants_them(
-    capsys, directory, text, tmp_path
-):
+def test_gradients_are_harvested_where_the_activation_wants_them(capsys, directory, text, tmp_path):
     out = tmp_path / "by-gradient"
     done = run(
         capsys, "sae", "train", directory, "--at", HOOK, "--text", text, *SMALL, "--activation",

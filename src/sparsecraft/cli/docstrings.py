@@ -44,7 +44,7 @@ def type_name(cls: type, field: str) -> str:
 
     # core.kinds names MethodInfo only for the type checker, to stay below the catalog.
     hint = get_type_hints(cls, localns={"MethodInfo": MethodInfo})[field]
-    kinds = [kind for kind in get_args(hint) or (hint,) if kind is not type(None)]
+    kinds = [kind for kind in get_args(hint) or (hint,) if kind not in (type(None), ...)]
     return " or ".join(_word(kind) for kind in kinds)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sparsecraft.cli.docstrings import argument_docs, body, default_text, reference, type_name
 from sparsecraft.core.catalog import MethodInfo
-from sparsecraft.core.kinds import Gate, Layerwise, ModelWide
+from sparsecraft.core.kinds import Activation, Gate, Layerwise, ModelWide
 
 TAXONOMY = {
     "of": "what is sparse",
@@ -91,6 +91,9 @@ def example(info: MethodInfo) -> str:
     if issubclass(info.cls, Gate):
         share = " --sparsity 0.5" if "sparsity" in info.options else ""
         return f"sparsecraft gate my-model --method {info.name}{share}{data} --out gated"
+    if issubclass(info.cls, Activation):
+        where = "my-model --at model.layers.2 --text text.txt"
+        return f"sparsecraft sae train {where} --activation {info.name} --out my-sae"
     if not issubclass(info.cls, Layerwise | ModelWide):
         return f"sparsecraft methods {info.name}"
     return f"sparsecraft prune my-model --method {info.name} --sparsity 0.5{data} --out sparse"

@@ -118,8 +118,6 @@ def _activation(arguments: argparse.Namespace) -> Activation:
                 name for name in catalog.names() if issubclass(catalog.get(name).cls, Activation)
             )
         )
-    if "k" in info.options and "k" not in options:
-        options["k"] = "32"
     return catalog.build(arguments.activation, **options)  # type: ignore[return-value]
 
 

@@ -141,9 +141,7 @@ class Elementwise(Activation):
     def apply(self, u: Tensor, own: Own) -> Tensor:
         """Returns the code (rows, d_sae) of pre-activations, differentiable in u and parameters."""
 
-    def iterate(
-        self, u: Tensor, own: Own, encoder: Tensor, decoder: Tensor, steps: int
-    ) -> Tensor:
+    def iterate(self, u: Tensor, own: Own, encoder: Tensor, decoder: Tensor, steps: int) -> Tensor:
         """Returns the code after proximal gradient steps from zero; one step is `apply`.
 
         Args:

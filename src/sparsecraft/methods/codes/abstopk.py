@@ -70,7 +70,7 @@ class AbsTopK(Selecting):
         [3, 3, 3, 3, 3]
     """
 
-    k: int
+    k: int = 32
     scope: SelectionScope = "token"
     threshold_momentum: float = 0.99
     signed: ClassVar[bool] = True

@@ -78,7 +78,7 @@ class FeatureChoice(Selecting):
         density_momentum: Of the running share of rows in which each latent fires, in [0, 1).
     """
 
-    k: int
+    k: int = 32
     budget: Literal["uniform", "zipf"] | tuple[float, ...] = "uniform"
     after: float = 0.8
     rerank_every: int = 100

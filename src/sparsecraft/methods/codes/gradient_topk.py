@@ -82,7 +82,7 @@ class GradientTopK(Selecting):
         transformer-circuits.pub/2024/april-update.
     """
 
-    k: int
+    k: int = 32
     beta: float = 1.0
     mode: Mode = "sum"
     normalize_grad: bool = True

@@ -64,7 +64,7 @@ class MutualChoice(Selecting):
                 [0., 0.]])
     """
 
-    k: int
+    k: int = 32
     threshold_momentum: float = 0.99
     reductions: ClassVar[Mapping[str, Reduction]] = {"threshold": "sum", "batches": "sum"}
 

@@ -42,7 +42,7 @@ class TopK(Selecting):
         k: Entries of a code that may be other than zero.
     """
 
-    k: int
+    k: int = 32
 
     def __post_init__(self) -> None:
         penalties.check_count(self.k)
