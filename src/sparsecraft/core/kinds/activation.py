@@ -108,6 +108,14 @@ class Activation(Method):
         """
         return None
 
+    def reads_pre_activations(self) -> bool:
+        """Returns whether losses or statistics may look at all pre-activations of a batch.
+
+        Where they do not, the host need not form the largest tensor of a training step.
+        """
+        kind = type(self)
+        return kind.losses is not Activation.losses or kind.observe is not Activation.observe
+
     def losses(self, step: CodeStep, own: Own) -> dict[str, Tensor]:
         """Returns what is added to the reconstruction loss, weighted, by name for the log."""
         return {}

@@ -106,6 +106,10 @@ class AbsTopK(Selecting):
             return {}
         return smallest_kept(u, cast(Code, z), absolute=True)
 
+    def reads_pre_activations(self) -> bool:
+        """Returns whether the threshold is made of them: over the batch."""
+        return self.scope == "batch"
+
     def update(self, own: Own, statistics: Mapping[str, Tensor], progress: float) -> None:
         """Moves the threshold towards the mean over ranks of the smallest magnitude kept."""
         if statistics and float(statistics["batches"]) > 0:

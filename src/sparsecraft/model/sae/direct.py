@@ -19,9 +19,3 @@ def ranks_rows(activation: Activation) -> bool:
         and kind.select is Selecting.select  # type: ignore[attr-defined]
         and activation.penalty().scope == "token"
     )
-
-
-def looks_at_pre_activations(activation: Activation) -> bool:
-    """Returns whether losses or statistics of an activation may read all pre-activations."""
-    kind = type(activation)
-    return kind.losses is not Activation.losses or kind.observe is not Activation.observe

@@ -20,7 +20,7 @@ from sparsecraft.core.kinds import CodeStep, Elementwise
 from sparsecraft.kernels.codes import decode
 from sparsecraft.kernels.codes.encoder import Precision
 from sparsecraft.model.sae.auxiliary import Auxiliary, AuxiliaryStep
-from sparsecraft.model.sae.direct import looks_at_pre_activations, ranks_rows
+from sparsecraft.model.sae.direct import ranks_rows
 from sparsecraft.model.sae.row_scaling import RowScaling
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def objective(
     dead = torch.zeros(sae.d_sae, dtype=torch.bool, device=x.device) if dead is None else dead
 
     u = None
-    if not ranks_rows(sae.activation) or looks_at_pre_activations(sae.activation):
+    if not ranks_rows(sae.activation) or sae.activation.reads_pre_activations():
         with torch.set_grad_enabled(isinstance(sae.activation, Elementwise) or sae.unroll > 1):
             u = sae.pre_activations(inner, precision)
     z = sae.code_of(inner, gradient=slope, u=u, precision=precision)
