@@ -17,6 +17,7 @@ from sparsecraft.methods.codes.abstopk import AbsTopK
 from sparsecraft.methods.codes.gradient_topk import GradientTopK
 from sparsecraft.methods.codes.topk import TopK
 from sparsecraft.model.activation_store import ActivationStore
+from sparsecraft.model.sae import SAETraining
 
 
 def rows(count=300, width=8, seed=0):
@@ -223,3 +224,12 @@ def test_shares_recovered_by_hand():
     found = Recovered(clean=1.0, reconstructed=1.5, zero=3.0, mean=2.0)
     assert (found.over_zero, found.over_mean) == (0.75, 0.5)
     assert math.isnan(Recovered(1.0, 1.0, 1.0, 1.0).over_zero)
+
+
+def test_a_loaded_autoencoder_knows_the_scale_of_its_activations(tmp_path):
+    x = 5 * torch.randn(600, 8, generator=torch.manual_seed(0))
+    sae = SparseAutoencoder(8, 16, TopK(k=4)).fit(x, SAETraining(steps=20, batch=64))
+    sae.save_pretrained(tmp_path / "sae")
+    again = SparseAutoencoder.from_pretrained(tmp_path / "sae")
+    assert not any("mean norm" in note for note in evaluate(again, x).notes)
+    assert any("mean norm" in note for note in evaluate(again, x / 5).notes)

@@ -67,7 +67,6 @@ def trained_norm(sae: SparseAutoencoder) -> float | None:
     """Returns the mean norm of the activations that it was trained on, or None if unknown."""
     if "mean_norm" in sae.info:
         return float(sae.info["mean_norm"])
-    report = getattr(sae, "report", None)
-    if report is None or report.scale == 1:
-        return None
-    return math.sqrt(sae.d_in) / float(report.scale)
+    # The file keeps how it was trained; inputs were brought to a mean norm of sqrt(d_in).
+    scale = float(sae.info.get("training", {}).get("scale", 1))
+    return None if scale == 1 else math.sqrt(sae.d_in) / scale
