@@ -7,7 +7,7 @@ from typing import Any
 
 TokenText = Callable[[int], str]
 
-_MARKS = {"Ġ": " ", "▁": " ", "Ċ": "\n", "ĉ": "\t"}
+_MARKS = ("Ġ", "▁")
 
 
 def token_text(tokenizer: Any) -> TokenText:
@@ -18,7 +18,10 @@ def token_text(tokenizer: Any) -> TokenText:
     """
     if tokenizer is None:
         return lambda number: bytes([number % 256]).decode("latin-1")
-    pieces = any(token.startswith("##") for token in list(tokenizer.get_vocab())[:50_000])
+    # A vocabulary of source code has "##" too, as a comment sign.
+    words = list(tokenizer.get_vocab())
+    bytewise = any(token.startswith("Ġ") for token in words)
+    pieces = any(t.startswith("##") for t in words) and not any(t[:1] in _MARKS for t in words)
 
     def text(number: int) -> str:
         token = str(tokenizer.convert_ids_to_tokens(int(number)))
@@ -26,20 +29,20 @@ def token_text(tokenizer: Any) -> TokenText:
             return token
         if pieces:
             return token[2:] if token.startswith("##") else f" {token}"
+        if bytewise:
+            return str(tokenizer.convert_tokens_to_string([token]))
         return _plain(token)
 
     return text
 
 
 def _plain(token: str) -> str:
-    r"""Returns a byte-level or sentencepiece token with its marks as what they stand for.
+    r"""Returns a token of sentencepiece with its marks as what they stand for.
 
     Example:
-        >>> _plain("Ġhello"), _plain("<0x0A>")
+        >>> _plain("▁hello"), _plain("<0x0A>")
         (' hello', '\n')
     """
     if token.startswith("<0x") and token.endswith(">") and len(token) == 6:
         return bytes([int(token[3:5], 16)]).decode("latin-1")
-    for mark, meant in _MARKS.items():
-        token = token.replace(mark, meant)
-    return token
+    return token.replace("▁", " ")
