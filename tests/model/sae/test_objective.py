@@ -115,22 +115,20 @@ def test_auxk_by_hand():
     code = torch.zeros_like(u).scatter(1, index, values)
     error = (code @ sae.W_dec[dead] - residual).square().sum(1).mean()
     variance = (residual - residual.mean(0)).square().sum(1).mean()
-    torch.testing.assert_close(got, error / variance / 32)
-
-
-@pytest.mark.parametrize(
-    ("settings", "factor"),
-    [({"normalise": "none"}, "residual"), ({"normalise": "total"}, "ratio")],
-)
-def test_what_auxk_is_divided_by(settings, factor):
-    (sae, dead), x = with_dead(), rows()
-    by_residual = objective(sae, x, dead=dead, auxiliary=AuxK()).parts["auxiliary"]
-    other = objective(sae, x, dead=dead, auxiliary=AuxK(**settings)).parts["auxiliary"]
-    residual = x - sae(x)
-    size = (residual - residual.mean(0)).square().sum(1).mean()
     total = (x - x.mean(0)).square().sum(1).mean()
+    torch.testing.assert_close(got, total * error / variance / 32)
+
+
+def test_auxk_stands_to_the_reconstruction_as_if_both_were_shares_of_variance():
+    (sae, dead), x = with_dead(), rows()
+    found = objective(sae, x, dead=dead, auxiliary=AuxK()).parts
+    residual = x - sae(x)
+    left = (residual - residual.mean(0)).square().sum(1).mean()
+    total = (x - x.mean(0)).square().sum(1).mean()
+    alone = objective(sae, x, dead=dead, auxiliary=AuxK(normalise="none")).parts["auxiliary"]
+    share_left = found["reconstruction"] / total
     torch.testing.assert_close(
-        other, by_residual * (size if factor == "residual" else size / total)
+        found["auxiliary"] / found["reconstruction"], alone / left / share_left
     )
 
 

@@ -1,9 +1,11 @@
 """Losses that bring dead latents back, added to the reconstruction's.
 
-AuxK (Gao et al., 2024) lets the dead latents reconstruct what the living ones leave over. Published
-implementations differ in what the loss is divided by, and in whether the residual is held constant
-and negative values are cut off; these are options here. The residual has no bias left in it, so
-none is added when it is decoded. Over ranks each divides by the variance of its own rows.
+AuxK (Gao et al., 2024) lets the dead latents reconstruct what the living ones leave over. In the
+paper both losses are shares of variance. The reconstruction's is a sum of squares here, in units
+of the activations, so the auxiliary one is brought to these units: its share of the residual's
+variance, times the target's. Published implementations differ in this, and in whether the residual
+is held constant and negative values are cut off; these are options. The residual has no bias left
+in it, so none is added when it is decoded. Over ranks each takes the variances of its own rows.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from sparsecraft.kernels.codes import decode, select_rows
 if TYPE_CHECKING:
     from sparsecraft.model.sae.autoencoder import SparseAutoencoder
 
-Normalise = Literal["residual", "total", "none"]
+Normalise = Literal["residual", "none"]
 NORMALISE: tuple[Normalise, ...] = get_args(Normalise)
 
 
@@ -80,8 +82,8 @@ class AuxK(Auxiliary):
     Args:
         coefficient: Weight of the loss.
         k: Dead latents of a row; None: the power of two nearest to d_out / 2.
-        normalise: What the squared error is divided by: the variance of the "residual", of the
-            target ("total"), or nothing ("none").
+        normalise: "residual" counts the error as a share of the residual's variance, times that
+            of the target; "none" counts it as it is.
         detach_residual: Whether the residual is held constant.
         rectify: Whether only positive pre-activations are decoded. Signed activations rank
             magnitudes instead, and decode both signs.
@@ -126,7 +128,7 @@ class AuxK(Auxiliary):
         estimate = self._estimate(step, latents, weights[latents], min(wanted, len(latents)))
         error = (estimate - residual).square().sum(1).mean()
         scale = min(float(weights.sum()) / wanted, 1.0)
-        return self.coefficient * scale * error / self._size(step, residual)
+        return self.coefficient * scale * error * self._weight(step, residual)
 
     def _estimate(self, step: AuxiliaryStep, latents: Tensor, weights: Tensor, keep: int) -> Tensor:
         """Returns what the strongest of some latents make of each row, (rows, d_out)."""
@@ -141,12 +143,17 @@ class AuxK(Auxiliary):
         rows = torch.arange(len(u), device=u.device).repeat_interleave(starts.diff())
         return decode(starts, columns, u[rows, columns], directions, None)
 
-    def _size(self, step: AuxiliaryStep, residual: Tensor) -> Tensor | float:
+    def _weight(self, step: AuxiliaryStep, residual: Tensor) -> Tensor | float:
         if self.normalise == "none":
             return 1.0
-        of = (residual if self.normalise == "residual" else step.target).detach()
-        variance = (of - of.mean(0)).square().sum(1).mean()
-        return variance.clamp_min(torch.finfo(variance.dtype).tiny)
+        left = _variance(residual)
+        return _variance(step.target) / left.clamp_min(torch.finfo(left.dtype).tiny)
+
+
+def _variance(rows: Tensor) -> Tensor:
+    """Returns the mean squared distance of rows from their mean, held constant."""
+    rows = rows.detach()
+    return (rows - rows.mean(0)).square().sum(1).mean()
 
 
 def nearest_power_of_two(value: float) -> int:
