@@ -275,10 +275,11 @@ CLAIM = Claim(
         "25 active units"
     ),
     remark=(
-        "Most of what soft loses is shrinkage: with values fitted anew on its support it leaves 15 % "
-        "unexplained at 5 active units where it left 28 %, CEL0 12 %. Coded by orthogonal matching "
-        "pursuit, soft's dictionary is the better one (18 % against 21 %). So the gain lies in how "
-        "codes are made, less in what is learned. That errors come together in denser codes, which "
-        "is no claim of the paper, was dropped from what is stated after a pilot did not show it."
+        "Most of what soft loses is shrinkage: with values fitted anew on its support it leaves "
+        "15 % unexplained at 5 active units where it left 28 %, CEL0 12 %. Coded by orthogonal "
+        "matching pursuit, soft's dictionary is the better one (18 % against 21 %). So the gain "
+        "lies in how codes are made, less in what is learned. That errors come together in denser "
+        "codes, which is no claim of the paper, was dropped from what is stated after a pilot did "
+        "not show it."
     ),
 )
