@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -29,7 +30,7 @@ def test_help_version_and_typos_do_not_import_torch():
     assert done.stdout.splitlines()[-1] == "codes [0, 0, 0, 2] heavy []"
 
 
-def test_overview_names_every_verb_and_no_other(capsys):
+def test_overview_names_every_verb(capsys):
     shown = run(capsys, "--help").out
     listed = [
         line.split()[0]
@@ -37,8 +38,6 @@ def test_overview_names_every_verb_and_no_other(capsys):
         if line.startswith("  ") and line[2:3].isalpha()
     ]
     assert set(VERBS) <= set(listed)
-    for later in ("sae",):
-        assert later not in VERBS
 
 
 @pytest.mark.parametrize("verb", list(VERBS))
@@ -46,7 +45,7 @@ def test_each_verb_explains_itself(capsys, verb):
     outcome = run(capsys, verb, "--help")
     assert outcome.code == 0
     assert f"usage: sparsecraft {verb}" in outcome.out
-    assert "examples:\n  sparsecraft" in outcome.out
+    assert re.search(r"examples.*:\n  sparsecraft", outcome.out)
     assert "default: None" not in outcome.out
 
 

@@ -20,6 +20,7 @@ class ReconstructionSums:
     """Running sums over rows and their reconstructions.
 
     Example:
+        >>> import torch
         >>> sums = ReconstructionSums()
         >>> x = torch.tensor([[0.0, 1.0], [2.0, 3.0]])
         >>> sums.add(x, x.mean(0).expand(2, 2))

@@ -234,7 +234,7 @@ def test_auxk_brings_dead_latents_back():
         )
         dead[name] = sae.fit(data(2000), training).report.dead
     assert dead["without"] > 0.4
-    assert dead["with"] < 0.3
+    assert dead["with"] < dead["without"] * 2 / 3
 
 
 def test_several_on_one_stream_are_what_each_is_alone():
