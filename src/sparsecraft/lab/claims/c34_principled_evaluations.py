@@ -215,4 +215,10 @@ CLAIM = Claim(
         "agreement of edits on validation prompts; steps, batch and learning rate are the same for "
         "all; the supervised dictionaries have nothing to tune"
     ),
+    remark=(
+        "Autoencoders suffice as well as the supervised codes and, one latent out and one in, edit "
+        "less often (0.89 against 1.00); with two of each, or at equal weight, the difference is "
+        "gone. Three seeds leave the first difference undecided. The task is easy: the model is "
+        "right in every prompt."
+    ),
 )
