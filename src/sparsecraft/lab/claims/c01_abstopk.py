@@ -312,11 +312,11 @@ CLAIM = Claim(
     ),
     remark=(
         "It holds where signs are symmetric: on bipolar sums 0.16 of the variance is left against "
-        "TopK's 0.29, on whitened patches 0.61 against 0.64, with one latent for both poles; a TopK "
-        "twice as wide is better on the sums (0.14), not on the patches. On MiniLM's activations "
-        "TopK is the better one, 0.215 against 0.233, in every seed and in every pilot, at either "
-        "learning rate. That fits an encoder whose features are mostly on or off; whether longer "
-        "training or a causal model changes it was not tried. The selection agrees with the "
-        "authors' code."
+        "TopK's 0.29, on whitened patches 0.61 against 0.64, with one latent for both poles; a "
+        "TopK twice as wide is better on the sums (0.14), not on the patches. On MiniLM's "
+        "activations TopK is the better one, 0.215 against 0.233, in every seed and in every "
+        "pilot, at either learning rate. That fits an encoder whose features are mostly on or "
+        "off; whether longer training or a causal model changes it was not tried. The selection "
+        "agrees with the authors' code."
     ),
 )

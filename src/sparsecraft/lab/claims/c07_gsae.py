@@ -178,10 +178,10 @@ CLAIM = Claim(
         "(0.3, 1), ten times that of the attributions. beta 1 is shown beside the chosen one"
     ),
     remark=(
-        "At equal k the loss increase is the same to 1 % (0.079 against 0.080 nats); with the gradient "
-        "at hand, which knows the next token, g-SAE is 6 % better. Attribution losses are level too, "
-        "a larger beta is worse. The paper's code is not public, and its scale of the gradient and "
-        "beta are not known; betas 0.1, 0.3 and 1 were tried on a pilot seed. Dead latents are as "
-        "many (0.32) as with TopK."
+        "At equal k the loss increase is the same to 1 % (0.079 against 0.080 nats); with the "
+        "gradient at hand, which knows the next token, g-SAE is 6 % better. Attribution losses "
+        "are level too, a larger beta is worse. The paper's code is not public, and its scale of "
+        "the gradient and beta are not known; betas 0.1, 0.3 and 1 were tried on a pilot seed. "
+        "Dead latents are as many (0.32) as with TopK."
     ),
 )

@@ -306,9 +306,9 @@ CLAIM = Claim(
         f"by Zipf's law; features choose after the share {AFTER:g} of the training, untuned"
     ),
     remark=(
-        "Feature Choice with equal budgets does better than Mutual Choice on both kinds of mixtures "
-        "with equal frequencies, and worst of all on MiniLM, where a Zipf budget helps but stays "
-        "behind TopK. With only 100 steps for 3,072 latents neither auxiliary loss moves the share "
-        "of dead latents."
+        "Feature Choice with equal budgets does better than Mutual Choice on both kinds of "
+        "mixtures with equal frequencies, and worst of all on MiniLM, where a Zipf budget helps "
+        "but stays behind TopK. With only 100 steps for 3,072 latents neither auxiliary loss "
+        "moves the share of dead latents."
     ),
 )

@@ -244,9 +244,9 @@ CLAIM = Claim(
     ),
     remark=(
         "The resonance is there: targets near the features' frequency recover nearly all, targets "
-        "far below or above much less. Groups are not better than the best single target, and TopK "
-        "recovers everything in this easy mixture and agrees with itself more. On the byte decoder "
-        "no two trainings agree on more than a latent in a hundred, but for L1 (7 in a hundred). "
-        "500 steps; the paper trains on 100 million tokens."
+        "far below or above much less. Groups are not better than the best single target, and "
+        "TopK recovers everything in this easy mixture and agrees with itself more. On the byte "
+        "decoder no two trainings agree on more than a latent in a hundred, but for L1 (7 in a "
+        "hundred). 500 steps; the paper trains on 100 million tokens."
     ),
 )

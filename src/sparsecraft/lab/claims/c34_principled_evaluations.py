@@ -216,9 +216,9 @@ CLAIM = Claim(
         "all; the supervised dictionaries have nothing to tune"
     ),
     remark=(
-        "Autoencoders suffice as well as the supervised codes and, one latent out and one in, edit "
-        "less often (0.89 against 1.00); with two of each, or at equal weight, the difference is "
-        "gone. Three seeds leave the first difference undecided. The task is easy: the model is "
-        "right in every prompt."
+        "Autoencoders suffice as well as the supervised codes and, one latent out and one in, "
+        "edit less often (0.89 against 1.00); with two of each, or at equal weight, the "
+        "difference is gone. Three seeds leave the first difference undecided. The task is easy: "
+        "the model is right in every prompt."
     ),
 )
