@@ -7,15 +7,13 @@ compared with one process that reads both halves of every batch.
 from __future__ import annotations
 
 import copy
-import importlib.util
 import json
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
+from tests.two_processes import found_by_ranks
 
 from sparsecraft.core import catalog
 from sparsecraft.core.code import Code
@@ -248,20 +246,7 @@ def work(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     """What two processes found, by rank; they are started once for all activations."""
-    folder = tmp_path_factory.mktemp("ranks")
-    command = f"{_LOAD}; battery.work(int(sys.argv[1]), sys.argv[2])"
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-c", command, str(rank), str(folder)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    logs = [process.communicate(timeout=600)[0] for process in running]
-    assert [process.returncode for process in running] == [0, 0], logs
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+    return found_by_ranks(__file__, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.mark.parametrize("name", CODES)
@@ -297,12 +282,3 @@ def test_two_processes_go_on_where_they_were_stopped(ranks):
 def test_ranks_with_other_weights_are_told_so(ranks):
     for found in ranks:
         assert "ranks disagree on the weights of 0" in found["disagreement"]
-
-
-_LOAD = (
-    "import sys; import importlib.util as u; "
-    f"spec = u.spec_from_file_location('battery', {__file__!r}); "
-    "battery = u.module_from_spec(spec); sys.modules['battery'] = battery; "
-    "spec.loader.exec_module(battery)"
-)
-assert importlib.util  # used by the text above

@@ -7,10 +7,7 @@ compared with one process that sees both halves of every batch.
 from __future__ import annotations
 
 import copy
-import importlib.util
 import json
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 
@@ -18,6 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tests.models import Blocks
+from tests.two_processes import found_by_ranks
 from torch import nn
 
 from sparsecraft import Sparsifier
@@ -319,20 +317,7 @@ def disagreement(rank: int) -> str:
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     """What two processes found, by rank; they are started once for all methods."""
-    folder = tmp_path_factory.mktemp("ranks")
-    command = f"{_LOAD}; battery.work(int(sys.argv[1]), sys.argv[2])"
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-c", command, str(rank), str(folder)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    logs = [process.communicate(timeout=600)[0] for process in running]
-    assert [process.returncode for process in running] == [0, 0], logs
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+    return found_by_ranks(__file__, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.mark.parametrize("wrapper", ["ddp", "fsdp"])
@@ -360,12 +345,3 @@ def test_two_processes_have_one_mask_and_the_weights_of_one_process(name, wrappe
 def test_ranks_that_disagree_are_told_so(ranks):
     for found in ranks:
         assert "ranks disagree on the seed: rank 0 has 0, rank 1 has 1" in found["disagreement"]
-
-
-_LOAD = (
-    "import sys; import importlib.util as u; "
-    f"spec = u.spec_from_file_location('battery', {__file__!r}); "
-    "battery = u.module_from_spec(spec); sys.modules['battery'] = battery; "
-    "spec.loader.exec_module(battery)"
-)
-assert importlib.util  # used by the text above

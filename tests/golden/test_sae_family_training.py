@@ -27,6 +27,7 @@ ARCHITECTURES = {
     "matryoshka_batchtopk": (MutualChoice(k=4), (8, 16, 32)),
 }
 WEIGHTS = ("W_enc", "W_dec", "b_enc", "b_dec")
+EXACT = {"rtol": 1e-9, "atol": 1e-9}
 
 
 def golden(name):
@@ -61,16 +62,12 @@ def run(name):
     return leaves, weights, sae, found
 
 
-def close(mine, theirs):
-    torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-9)
-
-
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_codes_and_outputs(name):
     _, _, _, found = run(name)
     assert isinstance(found.z, Code)
-    close(found.z.dense(), golden(f"{name}_feature_acts"))
-    close(found.reconstruction, golden(f"{name}_sae_out"))
+    torch.testing.assert_close(found.z.dense(), golden(f"{name}_feature_acts"), **EXACT)
+    torch.testing.assert_close(found.reconstruction, golden(f"{name}_sae_out"), **EXACT)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -80,9 +77,11 @@ def test_losses(name):
     if name.startswith("matryoshka"):
         inner = [golden(f"{name}_loss_inner_mse_loss_{width}") for width in (8, 16)]
         reconstruction = reconstruction + sum(inner)
-    close(found.parts["reconstruction"], reconstruction)
-    close(found.parts["auxiliary"], golden(f"{name}_loss_auxiliary_reconstruction_loss"))
-    close(found.total, golden(f"{name}_loss"))
+    torch.testing.assert_close(found.parts["reconstruction"], reconstruction, **EXACT)
+    torch.testing.assert_close(
+        found.parts["auxiliary"], golden(f"{name}_loss_auxiliary_reconstruction_loss"), **EXACT
+    )
+    torch.testing.assert_close(found.total, golden(f"{name}_loss"), **EXACT)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -91,7 +90,7 @@ def test_gradients_through_the_fold_of_norms(name):
     mine = torch.autograd.grad(found.total, [getattr(sae, key) for key in WEIGHTS])
     back = torch.autograd.grad([weights[key] for key in WEIGHTS], list(leaves.values()), list(mine))
     for key, gradient in zip(leaves, back, strict=True):
-        close(gradient, golden(f"{name}_grad_{key}"))
+        torch.testing.assert_close(gradient, golden(f"{name}_grad_{key}"), **EXACT)
 
 
 @pytest.mark.parametrize("name", ["batchtopk", "matryoshka_batchtopk"])

@@ -90,11 +90,6 @@ def model_of(source: str) -> nn.Module:
     return _source(source).model()
 
 
-def tokenizer_of(source: str) -> Any:
-    """Returns the tokenizer of a source, or None where tokens are bytes."""
-    return _reading(source).get("tokenizer")
-
-
 def _source(name: str) -> Source:
     if name not in SOURCES:
         raise UnknownName("source of activations", name, SOURCES)

@@ -39,7 +39,7 @@ from sparsecraft.core.code_thresholds import (
 from sparsecraft.core.errors import InvalidValue, UnknownName
 from sparsecraft.core.kinds import Own, Selecting, Side
 from sparsecraft.core.kinds.activation import Reduction
-from sparsecraft.core.zipf import ZipfBudget, clipped_shares, largest_remainder, ranks_of
+from sparsecraft.core.zipf import ZipfBudget, largest_remainder, ranks_of
 from sparsecraft.kernels.codes import select_columns
 from sparsecraft.methods.codes.mutual_choice import PAPER
 from sparsecraft.methods.codes.topk import check_k
@@ -143,10 +143,6 @@ class FeatureChoice(Selecting):
         """
         self._check_rows(rows, len(own.bias))
         return largest_remainder(self._weights(own), self.k * rows, lowest=1, highest=rows)
-
-    def expected_density(self, own: Own) -> Tensor:
-        """Returns float64 (d_sae,), the share of rows in which each latent shall fire."""
-        return clipped_shares(self._weights(own), self.k, lowest=0.0, highest=1.0)
 
     def select(self, u: Tensor, own: Own, side: Side, *, training: bool) -> Code:
         """Returns the code of pre-activations (rows, d_sae); see `Selecting.select`.
