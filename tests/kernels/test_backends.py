@@ -1,13 +1,12 @@
 import os
 import subprocess
 import sys
-import threading
 
 import pytest
 import torch
 
 from sparsecraft.kernels import backends
-from sparsecraft.kernels.backends import choose, describe, in_threads, shares, use_backend
+from sparsecraft.kernels.backends import choose, describe, use_backend
 
 
 def test_importing_the_kernels_does_not_import_numba():
@@ -83,40 +82,6 @@ def test_describe_names_numba_and_the_threads():
         "numba": numba.__version__,
         "threads": torch.get_num_threads(),
     }
-
-
-def test_in_threads_keeps_the_order_and_runs_at_once():
-    barrier = threading.Barrier(3, timeout=10)
-
-    def work(item):
-        barrier.wait()  # returns only when all three run together
-        return item * item
-
-    assert in_threads(work, [1, 2, 3]) == [1, 4, 9]
-    assert in_threads(lambda item: item, []) == []
-
-
-def test_in_threads_passes_an_error_on():
-    with pytest.raises(ZeroDivisionError):
-        in_threads(lambda item: 1 // item, [1, 0])
-
-
-@pytest.mark.parametrize("threads", [1, 2, 3, 7])
-@pytest.mark.parametrize("sizes", [[5] * 12, [1], [100, 1, 1, 1], [1, 1, 1, 100], [0, 0], []])
-def test_shares_are_consecutive_and_complete(monkeypatch, threads, sizes):
-    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    items = list(range(len(sizes)))
-    dealt = shares(items, sizes, smallest=1)
-    assert [item for share in dealt for item in share] == items
-    assert len(dealt) <= threads
-    assert all(dealt)
-
-
-def test_shares_are_balanced_and_not_too_small(monkeypatch):
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
-    assert [len(share) for share in shares(range(40), [3] * 40, smallest=30)] == [10] * 4
-    assert [len(share) for share in shares(range(40), [3] * 40, smallest=60)] == [20] * 2
-    assert len(shares(range(40), [3] * 40, smallest=121)) == 1
 
 
 def test_a_function_without_a_file_is_compiled_without_a_cache():

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,9 +21,6 @@ VARIABLE = "SPARSECRAFT_BACKEND"
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 _forced: ContextVar[str | None] = ContextVar("sparsecraft_backend", default=None)
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 @contextmanager
@@ -108,36 +104,6 @@ def describe() -> dict[str, Any]:
         "numba": numba_version(),
         "threads": torch.get_num_threads(),
     }
-
-
-def in_threads(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-    """Returns `work(item)` for each item, in order, one thread for each item.
-
-    The compiled kernels release the interpreter lock. Threads of Python's own leave nothing
-    behind, so they survive a fork, which numba's and OpenMP's pools do not.
-    """
-    if len(items) < 2:
-        return [work(item) for item in items]
-    with ThreadPoolExecutor(len(items)) as pool:
-        return list(pool.map(work, items))
-
-
-def shares(items: Sequence[Item], sizes: Sequence[int], smallest: int) -> list[Sequence[Item]]:
-    """Returns the items in consecutive runs of about equal size, one for each thread.
-
-    Args:
-        items: What is dealt out.
-        sizes: Work in each item.
-        smallest: A run is given at least this much work, so that a thread pays for itself.
-    """
-    total = sum(sizes)
-    runs = max(1, min(torch.get_num_threads(), total // smallest, len(items)))
-    dealt: list[list[Item]] = [[] for _ in range(runs)]
-    done = 0
-    for item, size in zip(items, sizes, strict=True):
-        dealt[min(runs - 1, (2 * done + size) * runs // (2 * total) if total else 0)].append(item)
-        done += size
-    return [run for run in dealt if run]
 
 
 def _compiled_applies(tensor: Tensor) -> bool:

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsecraft.kernels.backends import in_threads, shares
 from sparsecraft.kernels.compiled import compiled
 from sparsecraft.kernels.mask_swaps import Stop, Swaps
+from sparsecraft.kernels.threads import in_threads, shares
 
 BLOCK = 64
 LANES = 16

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsecraft.kernels.backends import in_threads, shares
 from sparsecraft.kernels.compiled import compiled, ordered
 from sparsecraft.kernels.order import NAN, SEGMENT, common_order
 from sparsecraft.kernels.selection_numba import PER_THREAD
+from sparsecraft.kernels.threads import in_threads, shares
 
 LANES = 64
 

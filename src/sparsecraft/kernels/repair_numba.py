@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsecraft.kernels.backends import in_threads, shares
 from sparsecraft.kernels.compiled import compiled
+from sparsecraft.kernels.threads import in_threads, shares
 
 # A thread is started for each so many entries.
 PER_THREAD = 1 << 14

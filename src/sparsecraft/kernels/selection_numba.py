@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from sparsecraft.kernels import loops_numba as loops
-from sparsecraft.kernels.backends import in_threads, shares
 from sparsecraft.kernels.order import NAN, SEGMENT, Order
 from sparsecraft.kernels.radix import BINS, radix_threshold
+from sparsecraft.kernels.threads import in_threads, shares
 
 # Below this many entries the histograms alone are quick enough.
 BRACKET_FROM = 1 << 22

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
-from sparsecraft.kernels.backends import in_threads, shares
 from sparsecraft.kernels.codes.adam import AdamStep
 from sparsecraft.kernels.compiled import compiled_sums
+from sparsecraft.kernels.threads import in_threads, shares
 
 # Entries that pay for a thread.
 PER_THREAD = 1 << 18

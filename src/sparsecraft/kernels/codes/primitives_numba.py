@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsecraft.kernels.backends import in_threads, shares
 from sparsecraft.kernels.codes.memory import empty
 from sparsecraft.kernels.compiled import compiled, compiled_sums
+from sparsecraft.kernels.threads import in_threads, shares
 
 # Multiply-adds that pay for a thread.
 PER_THREAD = 1 << 20

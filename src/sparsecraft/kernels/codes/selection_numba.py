@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsecraft.kernels.backends import in_threads, shares
 from sparsecraft.kernels.compiled import compiled
 from sparsecraft.kernels.order import NAN, common_order
+from sparsecraft.kernels.threads import in_threads, shares
 
 # Strips of a row: more of them leave fewer maxima, but more candidates.
 STRIPS = 16

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsecraft.kernels.backends import in_threads, shares
 from sparsecraft.kernels.compiled import compiled
+from sparsecraft.kernels.threads import in_threads, shares
 
 # Outputs whose sums stay in the nearest cache.
 BLOCK = 2048
