@@ -46,17 +46,25 @@ MIXTURES = {
     "bipolar": SparseMixture(atoms=64, width=32, active=4, exact=True, signed=True),
     "positive": SparseMixture(atoms=64, width=32, active=4, exact=True),
 }
-SIZES = {"bipolar": (64, 4), "positive": (64, 4), "patches": (64, 4), "minilm": (768, 16)}
+SIZES = {
+    "bipolar": (64, 4),
+    "positive": (64, 4),
+    "patches": (64, 4),
+    "minilm": (768, 16),
+    "stdlib-lm": (320, 16),
+}
 """Latents P and entries k."""
+MODELS = ("minilm", "stdlib-lm")
 RATE = 1e-2
 RATES = {("bipolar", "abstopk", 1): 3e-3, ("minilm", "topk", 2): 3e-3}
 """Of the arms (data, method, times P) for which another rate was better on validation rows."""
 SERIES = (("topk", 1), ("topk", 2), ("abstopk", 1))
-STEPS = {"bipolar": 700, "positive": 700, "patches": 700, "minilm": 600}
-BATCH = {"bipolar": 256, "positive": 256, "patches": 256, "minilm": 512}
+STEPS = {data: 600 if data in MODELS else 700 for data in SIZES}
+BATCH = {data: 512 if data in MODELS else 256 for data in SIZES}
 FULL_SIZES = {
     "patches": ((64, 4), (128, 4), (256, 4), (64, 8), (128, 8), (256, 8)),
     "minilm": ((768, 16), (768, 38), (3072, 16), (6144, 38)),
+    "stdlib-lm": ((320, 16), (1280, 16)),
 }
 
 
@@ -102,6 +110,11 @@ STATED = (
     _contrast(
         "of MiniLM's activations AbsTopK leaves less unexplained than TopK with as many latents",
         _saved("minilm"),
+        0.005,
+    ),
+    _contrast(
+        "of the Llama's activations AbsTopK leaves less unexplained than TopK with as many latents",
+        _saved("stdlib-lm"),
         0.005,
     ),
     _contrast(
@@ -162,7 +175,7 @@ def run(budget: Budget, seeds: Sequence[int], cells: Cells) -> list[Row]:
 
 
 def _settings(budget: Budget) -> dict[str, dict[str, Any]]:
-    """Returns the settings of each data set; a smoke test leaves out those of a model."""
+    """Returns the settings of each data set; a smoke test leaves out those of models."""
     found: dict[str, dict[str, Any]] = {
         data: {
             "sizes": [list(SIZES[data])],
@@ -172,7 +185,8 @@ def _settings(budget: Budget) -> dict[str, dict[str, Any]]:
         for data in SIZES
     }
     if budget == "smoke":
-        del found["minilm"]
+        for model in MODELS:
+            del found[model]
         for each in found.values():
             each["rows"] = 1000
             each["training"] = {**each["training"], "steps": 2}
@@ -273,9 +287,10 @@ CLAIM = Claim(
         number=1,
         title="AbsTopK: Rethinking Sparse Autoencoders For Bidirectional Features",
     ),
-    version=1,
+    version=2,
     stated=STATED,
-    scale="64 latents on synthetic sums and whitened patches, 768 on MiniLM's activations",
+    scale="64 latents on synthetic sums and whitened patches, 768 on MiniLM's activations, "
+    "320 on a Llama's",
     full_scale=FullScale(
         model="Pythia-70M, GPT-2 small, Gemma-2-2B, Qwen3-4B (and Llama-3.1-8B)",
         data="residual stream at two layers of each, the Pile, contexts of 128 tokens",
