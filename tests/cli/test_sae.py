@@ -63,6 +63,32 @@ def test_a_page_is_written(capsys, trained, text, tmp_path):
     assert "Makes likelier" in page.read_text()
 
 
+def test_what_is_measured_can_be_chosen(capsys, trained, text, tmp_path):
+    figures = tmp_path / "figures.json"
+    command = ("sae", "eval", trained, "--text", text, "--json", figures)
+    done = run(capsys, *command, "--contexts", 5)  # the context is that of the training
+    assert done.code == 0, done.err
+    found = json.loads(figures.read_text())["behaviour"]
+    assert (found["kind"], found["contexts"]) == ("next token", 5)
+    assert run(capsys, *command, "--behaves", "similarity").code == 0
+    assert json.loads(figures.read_text())["behaviour"]["kind"] == "similarity"
+    assert "next-token" in refused(capsys, *command, "--behaves", "reading")
+
+
+def test_a_page_says_why_it_has_no_effects(capsys, trained, directory, text, tmp_path):
+    page, z = tmp_path / "latents.html", "model.layers.0.self_attn.o_proj.input"
+    command = ("sae", "browse", trained, "--text", text, "--out", page)
+    done = run(capsys, *command, "--at", z)
+    assert done.code == 0, done.err
+    assert f"note: effects on logits are not shown: {z} is not on the residual stream" in done.out
+    assert "is not on the residual stream" in page.read_text()
+    assert '"up":' not in page.read_text()
+    assert run(capsys, *command).code == 0
+    assert '"up":' in page.read_text()
+    assert run(capsys, *command, "--no-effects").code == 0
+    assert '"up":' not in page.read_text()
+
+
 def test_conversion_keeps_the_reconstruction(capsys, trained, tmp_path):
     out = tmp_path / "for-saelens"
     done = run(capsys, "sae", "convert", trained, "--to", "saelens", "--out", out)
@@ -80,6 +106,43 @@ def test_gradients_are_harvested_where_the_activation_wants_them(capsys, directo
     )  # fmt: skip
     assert done.code == 0, done.err
     assert SparseAutoencoder.from_pretrained(out).info["gradients"] is True
+    done = run(capsys, "sae", "eval", out, "--text", text)
+    assert "latents were selected with the store's gradients" in done.out, done.err
+    done = run(capsys, "sae", "eval", out, "--text", text, "--no-gradients")
+    assert "latents were selected without gradients" in done.out, done.err
+
+
+def test_a_transcoder_is_trained_and_measured(capsys, directory, text, tmp_path):
+    out, mlp = tmp_path / "transcoder", "model.layers.0.mlp"
+    done = run(
+        capsys, "sae", "train", directory, "--at", f"{mlp}.input", "--to", mlp, "--skip", "--text",
+        text, *SMALL, "--resample-every", 3, "--held-out", "20%", "--out", out,
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    sae = SparseAutoencoder.from_pretrained(out)
+    assert sae.info["hook_out"] == mlp and sae.W_skip is not None
+    assert sae.info["training"]["held_out"] == 0.2
+    assert "Resampling(every=3" in sae.info["training"]["resample"]
+    figures = tmp_path / "figures.json"
+    done = run(capsys, "sae", "eval", out, "--text", text, "--json", figures)
+    assert "this is a transcoder" in done.out, done.err
+    assert json.loads(figures.read_text())["fvu"] < 1
+    page = tmp_path / "latents.html"
+    assert run(capsys, "sae", "browse", out, "--text", text, "--out", page).code == 0
+    assert '"up":' in page.read_text()  # an MLP adds to the residual stream
+
+
+def test_several_places_are_read_in_one_pass(capsys, directory, text, tmp_path):
+    out = tmp_path / "saes"
+    done = run(
+        capsys, "sae", "train", directory, "--at", HOOK, "--at", "model.layers.1", "--text", text,
+        *SMALL, "--prefixes", "8,16", "--out", out,
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    found = {at: SparseAutoencoder.from_pretrained(out / at) for at in (HOOK, "model.layers.1")}
+    assert {at: sae.info["hook"] for at, sae in found.items()} == {at: at for at in found}
+    assert [sae.prefixes for sae in found.values()] == [(8, 16, 64)] * 2
+    assert len(list((tmp_path / "saes.work" / "activations").iterdir())) == 2
 
 
 def test_what_is_missing_or_unknown_is_said(capsys, directory, trained, text, tmp_path):
@@ -92,6 +155,11 @@ def test_what_is_missing_or_unknown_is_said(capsys, directory, trained, text, tm
     wanda = refused(capsys, *train, "--at", HOOK, "--out", out, "--activation", "wanda")
     assert "makes no codes" in wanda
     assert "topk_sae" in wanda
+    assert "--skip is for transcoders" in refused(
+        capsys, *train, "--at", HOOK, "--out", out, "--skip"
+    )
+    nowhere = refused(capsys, *train, "--at", HOOK, "--out", out, "--device", "abacus")
+    assert "--device abacus cannot be used here" in nowhere
     assert "Did you mean 'train'" in refused(capsys, "sae", "trian")
     assert "--text FILE is needed" in refused(capsys, "sae", "browse", trained)
     assert not out.exists()
@@ -101,3 +169,22 @@ def test_another_model_is_refused(capsys, trained, text, tmp_path):
     other = save_directory(tiny_bert(), tmp_path / "bert")
     message = refused(capsys, "sae", "eval", trained, "--text", text, "--model", other)
     assert "model.layers.0" in message
+
+
+def test_contexts_can_begin_with_bos_and_lose_their_first_positions(
+    capsys, directory, text, tmp_path
+):
+    out = tmp_path / "sae"
+    reading = ("--prepend-bos", "--skip-first", 3, "--text", text)
+    done = run(capsys, "sae", "train", directory, "--at", HOOK, *reading, *SMALL, "--out", out)
+    assert done.code == 0, done.err
+    info = SparseAutoencoder.from_pretrained(out).info
+    assert (info["prepend_bos"], info["skip_first"], info["context"]) == (True, 3, 16)
+    figures = tmp_path / "figures.json"
+    counts = []
+    # As in the training; other positions; other contexts.
+    for options in ((), ("--skip-first", 0), ("--no-prepend-bos",)):
+        command = ("sae", "eval", out, "--text", text, "--json", figures, *options)
+        assert run(capsys, *command).code == 0
+        counts.append(json.loads(figures.read_text())["tokens"])
+    assert counts[0] < counts[1] and counts[0] != counts[2]

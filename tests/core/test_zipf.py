@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from sparsecraft.core.errors import BudgetError, InvalidValue
 from sparsecraft.core.seeds import generator
 from sparsecraft.core.zipf import (
+    STEEPEST,
     ZipfBudget,
     clipped_shares,
     largest_remainder,
@@ -120,3 +121,30 @@ def test_ranks_and_under_use():
     assert ranks_of(torch.tensor([0.1, 0.3, 0.1, 0.2])).tolist() == [2, 0, 3, 1]
     use = under_use(torch.tensor([0.0, 0.1, 0.2, 0.4]), torch.tensor([0.2, 0.2, 0.2, 0.2]))
     assert use.tolist() == pytest.approx([1.0, 0.5, 0.0, 0.0])
+
+
+@given(
+    logs=st.lists(st.floats(-40, 0), min_size=3, max_size=40),
+    k=st.floats(0.1, 2.5),
+)
+def test_any_densities_have_a_law_with_usable_weights(logs, k):
+    law = ZipfBudget.fit(torch.tensor(logs, dtype=torch.float64).exp())
+    assert 0 <= law.exponent <= STEEPEST
+    for features in (len(logs), 10**6):
+        weights = law.weights(features)
+        assert float(weights.min()) > 0
+        assert bool(torch.isfinite(weights).all())
+    assert float(law.densities(len(logs), k).sum()) == pytest.approx(k)
+
+
+def test_a_bounded_exponent_has_the_offset_that_suits_it():
+    """What falls off exponentially would have an exponent without bound."""
+    density = torch.exp(-torch.arange(300.0).double() / 10)
+    law, logs = ZipfBudget.fit(density), density.log()
+    assert law.exponent == STEEPEST
+
+    def error(offset):
+        fitted = ZipfBudget(exponent=STEEPEST, offset=offset).weights(300).log()
+        return float(((logs - logs.mean() - fitted + fitted.mean()) ** 2).sum())
+
+    assert error(law.offset) <= min(error(law.offset * 0.98), error(law.offset * 1.02 + 0.1))

@@ -20,7 +20,9 @@ from sparsecraft.domains.interpretability.feature_scores import (
 )
 from sparsecraft.domains.interpretability.latent_amplitudes import amplitudes, directions
 from sparsecraft.domains.interpretability.supervised_dictionary import SupervisedDictionary
+from sparsecraft.methods.codes.attribution_sae import AttributionSAE
 from sparsecraft.methods.codes.relu import ReLU
+from sparsecraft.model.sae.objective import objective
 
 ARRAYS = dict(np.load(Path(__file__).parent / "principled_evaluations.npz"))
 NAMES = ("io", "s", "io_pos")
@@ -130,3 +132,29 @@ def test_f1_edits(sae, attributes):
 def test_weights_of_features(sae):
     found = feature_weights(amplitudes(sae, array("A")), directions(sae))
     assert close(found, "feature_weights")
+
+
+def test_losses_and_gradients_of_the_attribution_autoencoder():
+    """Of normalised activations; gradients of decoder rows without what lies along them.
+
+    Our L1 norm is weighted by the norms of these rows, which are 1 here to seven digits; so many
+    have the official losses, which are kept in single precision.
+    """
+    activation = AttributionSAE(l1=5.0, attribution=10.0, unexplained=10.0, normalize_grad=False)
+    made = SparseAutoencoder(8, 24, activation).double()
+    with torch.no_grad():
+        for name in ("W_dec", "W_enc", "b_enc", "b_dec"):
+            getattr(made, name).copy_(array(f"w_{name}"))
+    found = objective(made, array("normalize_A"), gradient=array("attr_grad_in"))
+    parts = {"l1": 5 * array("attr_l1"), "attribution": 10 * array("attr_sparsity")}
+    parts |= {"unexplained": 10 * array("attr_unexplained"), "reconstruction": array("attr_l2")}
+    for name, expected in parts.items():
+        torch.testing.assert_close(found.parts[name], expected.double(), rtol=1e-6, atol=1e-6)
+    found.total.backward()
+    for name in ("W_enc", "b_enc", "b_dec"):
+        assert close(getattr(made, name).grad, f"attr_grad_{name}", 1e-6)
+    rows = array("w_W_dec")
+    across = lambda g: g - (g * rows).sum(1, keepdim=True) * rows  # noqa: E731
+    torch.testing.assert_close(
+        across(made.W_dec.grad), across(array("attr_grad_W_dec")), rtol=1e-6, atol=1e-6
+    )

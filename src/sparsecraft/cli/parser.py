@@ -111,6 +111,19 @@ def positive(text: str) -> int:
     return number
 
 
+def whole_numbers(text: str) -> tuple[int, ...]:
+    """Returns the whole numbers of a comma list.
+
+    Example:
+        >>> whole_numbers("5, 77")
+        (5, 77)
+    """
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers") from None
+
+
 def flattened(groups: Sequence[Sequence[str]] | None) -> list[str] | None:
     """Returns the members of all groups in order, or None for none: "--method a,b --method c"."""
     return [name for group in groups for name in group] if groups else None

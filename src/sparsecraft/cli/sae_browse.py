@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from sparsecraft.cli.parser import Parser, positive
-from sparsecraft.cli.sae_model import add_trained_model, harvest, hook_of, load_parts, model_of
+from sparsecraft.cli.parser import Parser, positive, whole_numbers
+from sparsecraft.cli.sae_model import add_trained_model, load_parts, load_trained, model_of, reread
 from sparsecraft.cli.terminal import progress, say
 from sparsecraft.core.errors import InvalidValue
 
@@ -18,8 +18,9 @@ def parser() -> Parser:
         description=(
             "Writes one HTML file that opens anywhere: every latent with the contexts in which it\n"
             "is strongest (for signed codes both poles), random ones beside them, how often it\n"
-            "fires, its most similar directions, and for language models which tokens it makes\n"
-            "likelier. Searchable by number and by text. Use a text that it was not trained on.\n\n"
+            "fires, its most similar directions, and, where a language model's residual stream is\n"
+            "read, which tokens it makes likelier. Searchable by number and by text. Use a text\n"
+            "that it was not trained on.\n\n"
             "examples:\n"
             "  sparsecraft sae browse my-sae --model my-encoder --text other.txt --out latents.html"
             "\n"
@@ -31,7 +32,10 @@ def parser() -> Parser:
         "--out", type=Path, default=Path("latents.html"), metavar="FILE", help="the page"
     )
     made.add_argument(
-        "--latents", type=numbers, metavar="N,...", help="latents with examples (default: alive)"
+        "--latents",
+        type=whole_numbers,
+        metavar="N,...",
+        help="latents with examples (default: alive)",
     )
     made.add_argument(
         "--most-latents",
@@ -40,42 +44,32 @@ def parser() -> Parser:
         metavar="N",
         help="with examples, chosen at random, where more are alive",
     )
+    made.add_argument(
+        "--no-effects", action="store_true", help="leave out which tokens a latent makes likelier"
+    )
     return made
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Writes the page, says where it is, and returns 0."""
     from sparsecraft.domains.interpretability.browse import browse
-    from sparsecraft.model.sae import SparseAutoencoder
 
     if not arguments.out.resolve().parent.is_dir():
         raise InvalidValue(f"{arguments.out} cannot be written: there is no such folder")
-    sae = SparseAutoencoder.from_pretrained(arguments.sae)
-    model, tokenizer = load_parts(model_of(sae, arguments), arguments.dtype)
-    store = harvest(model, tokenizer, hook_of(sae, arguments), arguments)
+    sae = load_trained(arguments)
+    model, tokenizer = load_parts(model_of(sae, arguments), arguments)
+    store = reread(sae, model, tokenizer, arguments)
     with progress("page") as tell:
         browse(
             sae,
             store,
             arguments.out,
             tokenizer=tokenizer,
-            model=model,
+            model=None if arguments.no_effects else model,
             latents=arguments.latents,
             most_latents=arguments.most_latents,
             progress=tell,
+            remark=lambda text: say(f"note: {text}"),
         )
     say(f"written to {arguments.out}; open it in a browser")
     return 0
-
-
-def numbers(text: str) -> tuple[int, ...]:
-    """Returns the whole numbers of a comma list.
-
-    Example:
-        >>> numbers("5, 77")
-        (5, 77)
-    """
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers") from None

@@ -6,9 +6,11 @@ import argparse
 import json
 from pathlib import Path
 
-from sparsecraft.cli.parser import Parser
-from sparsecraft.cli.sae_model import add_trained_model, harvest, hook_of, load_parts, model_of
+from sparsecraft.cli.parser import Parser, positive
+from sparsecraft.cli.sae_model import add_trained_model, load_parts, load_trained, model_of, reread
 from sparsecraft.cli.terminal import console, progress, say
+
+BEHAVES = ("auto", "next-token", "similarity")
 
 
 def parser() -> Parser:
@@ -20,14 +22,25 @@ def parser() -> Parser:
             "it leaves unexplained (FVU; predicting the mean leaves 1), how many latents are\n"
             "active, how many are dead, and how much of the model's behaviour is left when the\n"
             "activations are replaced by the reconstruction: the loss recovered for language\n"
-            "models, the divergence of similarities for encoders, beside zero and mean ablation\n"
-            "of the same place.\n\n"
+            "models, the divergence of similarities for encoders and masked language models,\n"
+            "beside zero and mean ablation of the same place.\n\n"
             "examples:\n"
             "  sparsecraft sae eval my-sae --model my-encoder --text other.txt\n"
-            "  sparsecraft sae eval my-sae --text other.txt --rows 100000 --json figures.json"
+            "  sparsecraft sae eval my-sae --text other.txt --rows 100000 --json figures.json\n"
+            "  sparsecraft sae eval my-sae --text other.txt --behaves similarity --contexts 512"
         ),
     )
     add_trained_model(made)
+    made.add_argument(
+        "--behaves",
+        choices=BEHAVES,
+        default="auto",
+        help="what the model's behaviour is; auto: the next token, but similarities of texts where "
+        "it gives no predictions, or predictions that see the tokens behind them",
+    )
+    made.add_argument(
+        "--contexts", type=positive, default=128, metavar="N", help="on which behaviour is measured"
+    )
     made.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
     return made
 
@@ -38,13 +51,19 @@ def run(arguments: argparse.Namespace) -> int:
 
     from sparsecraft.domains.interpretability import evaluate
     from sparsecraft.model.files import write_atomic
-    from sparsecraft.model.sae import SparseAutoencoder
 
-    sae = SparseAutoencoder.from_pretrained(arguments.sae)
-    model, tokenizer = load_parts(model_of(sae, arguments), arguments.dtype)
-    store = harvest(model, tokenizer, hook_of(sae, arguments), arguments)
+    sae = load_trained(arguments)
+    model, tokenizer = load_parts(model_of(sae, arguments), arguments)
+    store = reread(sae, model, tokenizer, arguments)
     with progress("evaluation") as tell:
-        found = evaluate(sae, store, model, progress=tell)
+        found = evaluate(
+            sae,
+            store,
+            model,
+            behaves=arguments.behaves.replace("-", " "),
+            contexts=arguments.contexts,
+            progress=tell,
+        )
     table = Table("measure", "value", "what it says")
     for row in found.rows():
         table.add_row(*row)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sparsecraft.cli.model_directory import DTYPES, weights_dtype
 from sparsecraft.cli.parser import Parser, positive
@@ -17,18 +18,49 @@ if TYPE_CHECKING:
     from sparsecraft.model.activation_store import ActivationStore
     from sparsecraft.model.sae import SparseAutoencoder
 
+    Module = TypeVar("Module", bound=nn.Module)
 
-def add_text(parser: Parser) -> None:
-    """Adds the options that say on which text the model's activations are taken."""
+CONTEXT = 128
+
+
+def add_text(parser: Parser, *, trained: bool = False) -> None:
+    """Adds the options that say on which text the model's activations are taken, and where.
+
+    Args:
+        parser: Where they go.
+        trained: Whether an autoencoder is there, which knows the context of its training.
+    """
     parser.add_argument("--text", type=Path, metavar="FILE", help="UTF-8 text that the model reads")
     parser.add_argument(
-        "--context", type=positive, default=128, metavar="TOKENS", help="tokens read in a row"
+        "--context",
+        type=positive,
+        default=None if trained else CONTEXT,
+        metavar="TOKENS",
+        help=f"tokens read in a row{' (default: as in its training)' if trained else ''}",
+    )
+    alike = "; default: as in its training" if trained else ""
+    parser.add_argument(
+        "--prepend-bos",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="begin each context with the tokenizer's BOS, which tokenizers such as that of GPT-2 "
+        f"do not set by themselves{alike or '; default: as the tokenizer does'}",
+    )
+    parser.add_argument(
+        "--skip-first",
+        type=int,
+        default=None if trained else 0,
+        metavar="N",
+        help=f"positions left out at the start of each context{alike}",
     )
     parser.add_argument(
         "--rows", type=positive, metavar="N", help="activations at most (default: all of the text)"
     )
     parser.add_argument(
         "--dtype", choices=DTYPES, default="auto", help="of the model's weights; auto: as saved"
+    )
+    parser.add_argument(
+        "--device", default="cpu", metavar="NAME", help="where all is computed: cpu, cuda, cuda:1"
     )
 
 
@@ -39,50 +71,121 @@ def add_trained_model(parser: Parser) -> None:
     parser.add_argument(
         "--at", metavar="HOOK", help="where its activations are (default: as the file says)"
     )
-    add_text(parser)
+    parser.add_argument(
+        "--to", metavar="HOOK", help="where a transcoder writes (default: as the file says)"
+    )
+    add_text(parser, trained=True)
+    parser.add_argument(
+        "--no-gradients",
+        action="store_true",
+        help="select without the gradient of the model's loss, also where it was trained with it",
+    )
 
 
-def load_parts(source: str, dtype: str) -> tuple[nn.Module, Any]:
-    """Returns the model of a directory or hub id, and its tokenizer.
+def placed(module: Module, device: str) -> Module:
+    """Returns a module on a device.
 
     Raises:
-        InvalidValue: If there is no tokenizer.
+        InvalidValue: If there is no such device here.
+    """
+    try:
+        return module.to(device)
+    except (AssertionError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise InvalidValue(f"--device {device} cannot be used here: {reason}") from error
+
+
+def load_parts(source: str, arguments: argparse.Namespace) -> tuple[nn.Module, Any]:
+    """Returns the model of a directory or hub id on the device asked for, and its tokenizer.
+
+    Args:
+        source: The directory or id, or a name of TransformerLens such as gpt2-small.
+        arguments: With the type of the weights and the device.
+
+    Raises:
+        InvalidValue: If there is no tokenizer, or no such device.
     """
     from sparsecraft.lab.tasks.pretrained import load_tokenizer
     from sparsecraft.model.checkpoints import load_pretrained
+    from sparsecraft.model.hub_names import hub_id
 
-    model = load_pretrained(source, dtype=weights_dtype(source, dtype))
+    source = hub_id(source)
+    model = load_pretrained(source, dtype=weights_dtype(source, arguments.dtype))
     try:
-        return model, load_tokenizer(source)
+        tokenizer = load_tokenizer(source)
     except (OSError, ValueError) as error:
         raise InvalidValue(
             f"{source} has no tokenizer, so no text can be read to it. Put tokenizer.json there, "
             "or make the store from Python with your own batches."
         ) from error
+    return placed(model, arguments.device), tokenizer
+
+
+def load_trained(arguments: argparse.Namespace) -> SparseAutoencoder:
+    """Returns the autoencoder of the arguments on the device asked for."""
+    from sparsecraft.model.sae import SparseAutoencoder
+
+    return placed(SparseAutoencoder.from_pretrained(arguments.sae), arguments.device)
 
 
 def harvest(
-    model: nn.Module, tokenizer: Any, at: str, arguments: argparse.Namespace, **options: Any
-) -> ActivationStore:
-    """Returns the activations of the model on the text of the arguments, with a progress bar."""
+    model: nn.Module,
+    tokenizer: Any,
+    hooks: Sequence[str],
+    arguments: argparse.Namespace,
+    path: Path | None = None,
+    **options: Any,
+) -> dict[str, ActivationStore]:
+    """Returns the activations at some places on the text of the arguments, with a progress bar.
+
+    Args:
+        model: The model.
+        tokenizer: Of the model.
+        hooks: The places, all read in one pass.
+        arguments: With the text.
+        path: A folder for them; with several places, one in it for each.
+        options: Of `ActivationStore`, where the arguments do not say otherwise.
+    """
     from sparsecraft.model.activation_store import ActivationStore
     from sparsecraft.model.calibration_text import read_text
 
     if arguments.text is None:
         raise InvalidValue("--text FILE is needed: on which text shall the model be read?")
+    text = {"texts": [read_text(arguments.text)], "tokenizer": tokenizer, "rows": arguments.rows}
+    asked = {name: getattr(arguments, name) for name in ("context", "prepend_bos", "skip_first")}
+    reading = {**options, **{k: v for k, v in asked.items() if v is not None}, **text}
     with progress("activations") as tell:
-        store = ActivationStore(
-            model,
-            at=at,
-            texts=[read_text(arguments.text)],
-            tokenizer=tokenizer,
-            context=arguments.context,
-            rows=arguments.rows,
-            progress=tell,
-            **options,
-        )
-    say(f"{len(store):,} activations of {store.d_in} entries at {at}")
-    return store
+        if len(hooks) == 1:
+            store = ActivationStore(model, at=hooks[0], path=path, progress=tell, **reading)
+            stores = {hooks[0]: store}
+        else:
+            stores = ActivationStore.harvest_many(
+                model, at=hooks, path=path, progress=tell, **reading
+            )
+    for at, store in stores.items():
+        say(f"{len(store):,} activations of {store.d_in} entries at {at}")
+    return stores
+
+
+def reread(
+    sae: SparseAutoencoder, model: nn.Module, tokenizer: Any, arguments: argparse.Namespace
+) -> ActivationStore:
+    """Returns activations for a trained autoencoder, taken as those of its training were."""
+    from sparsecraft.model.sae.origin import harvest_remarks, harvest_settings
+
+    at = hook_of(sae, arguments)
+    for remark in harvest_remarks(sae.info):
+        say(f"note: {remark}")
+    stores = harvest(
+        model,
+        tokenizer,
+        [at],
+        arguments,
+        gradients=sae.activation.needs_gradient and not arguments.no_gradients,
+        to=(arguments.to or sae.info.get("hook_out")) if sae.transcoder else arguments.to,
+        **harvest_settings(sae.info),
+    )
+    return stores[at]
 
 
 def hook_of(sae: SparseAutoencoder, arguments: argparse.Namespace) -> str:

@@ -63,6 +63,11 @@ class Code:
         """Returns the same selection with other values (entries,)."""
         return replace(self, values=values)
 
+    def to(self, device: torch.device | str) -> Code:
+        """Returns the code with its tensors on a device."""
+        starts, columns = self.starts.to(device), self.columns.to(device)
+        return Code(starts, columns, self.values.to(device), self.width)
+
     def fired(self) -> Tensor:
         """Returns int64 (width,): the rows in which each entry is other than zero."""
         return torch.bincount(self.columns[self.values != 0], minlength=self.width)

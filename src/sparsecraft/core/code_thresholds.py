@@ -24,6 +24,16 @@ def check_momentum(name: str, momentum: float) -> float:
     return momentum
 
 
+def window(momentum: float) -> int:
+    """Returns over how many values a running mean averages, 1 / (1 - momentum).
+
+    Example:
+        >>> window(0.99), window(0.0)
+        (100, 1)
+    """
+    return round(1 / (1 - momentum))
+
+
 def move_towards(running: Tensor, value: Tensor, momentum: float, *, first: bool = False) -> None:
     """Moves a running mean in place; where it is unset (NaN), or at first, it becomes the value."""
     moved = momentum * running + (1 - momentum) * value

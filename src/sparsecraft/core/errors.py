@@ -1,8 +1,13 @@
-"""One family of errors: what was given, what is allowed, what to do, the closest match."""
+"""One family of errors: what was given, what is allowed, what to do, the closest match.
+
+Results that stand, but are not what was asked for, come with a warning beside their report.
+"""
 
 from __future__ import annotations
 
 import difflib
+import sys
+import warnings
 from collections.abc import Iterable
 
 
@@ -78,6 +83,18 @@ class MissingDependency(SparsityError):
             f"{purpose} needs the package {package!r}, which is not installed. "
             f'Install it with: pip install "sparsecraft[{extra}]"'
         )
+
+
+class ConvergenceWarning(UserWarning):
+    """An iteration gave up on some rows, or could not run as asked; the message counts them."""
+
+
+def warn_caller(message: str, category: type[Warning]) -> None:
+    """Warns at the line outside of the library that led here, however deep the call."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == "sparsecraft":
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)
 
 
 def closest(given: str, known: Iterable[str], limit: int = 3) -> list[str]:

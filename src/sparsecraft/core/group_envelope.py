@@ -210,6 +210,11 @@ class KSupport(Penalty):
         check_strength(self.strength)
 
     @property
+    def couples_rows(self) -> bool:
+        """Always: all entries of x share the k places."""
+        return True
+
+    @property
     def _envelope(self) -> GroupEnvelope:
         return GroupEnvelope(k=self.k, strength=self.strength)
 

@@ -3,8 +3,8 @@
 Ayonrinde (2024) sees a sparse code as a budget of M edges between N tokens and F features. Where
 each feature has a budget of its own, it follows the law that densities of trained dictionaries
 follow, w_r = (r + b)^-a for rank r from 1 (Zipf-Mandelbrot), except at the dead tail. The paper
-gives no constants and no code; the fit (least squares in log-log on ranks that fire) and the
-rounding (largest remainder, between one entry and one for each row) are ours.
+gives no constants and no code; the fit (least squares in log-log on ranks that fire, with a bounded
+exponent) and the rounding (largest remainder, between one entry and one for each row) are ours.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from sparsecraft.core.errors import BudgetError, InvalidValue
 
 FEWEST_RANKS = 3
 """Ranks that determine exponent, offset and scale."""
+STEEPEST = 8.0
+"""Largest exponent of a fit. Trained dictionaries have about 1; a tail that falls off exponentially
+would need an infinite one, and weights of a large one are too small for floating numbers."""
 # Offsets on a coarse grid, then on a finer one around the best, again and again.
 _TRIED, _REFINED, _ROUNDS = 24, 9, 6
 
@@ -55,7 +58,9 @@ class ZipfBudget:
         """Returns the law nearest to these densities in log-log, by least squares.
 
         Args:
-            density: (features,), how often each fires; those that never do are left out.
+            density: (features,), how often each fires; those that never do are left out. A running
+                mean must be set to zero where a feature has fallen silent (`FiringCounter` does):
+                what is left of it is no density, and bends the law.
 
         Raises:
             InvalidValue: If fewer than three features fire.
@@ -74,7 +79,7 @@ class ZipfBudget:
             offset, exponent = float(tried[best]), float(exponents[best])
             low, high = tried[max(best - 1, 0)], tried[min(best + 1, len(tried) - 1)]
             tried = torch.linspace(float(low), float(high), _REFINED)
-        return cls(exponent=max(exponent, 0.0), offset=offset)
+        return cls(exponent=exponent, offset=offset)
 
     def weights(self, features: int) -> Tensor:
         """Returns float64 (features,), (r + offset)^-exponent for ranks r from 1."""
@@ -185,9 +190,9 @@ def under_use(density: Tensor, expected: Tensor) -> Tensor:
 
 
 def _lines(logs: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the exponent and the squared error of the best line, for each offset (offsets,)."""
+    """Returns the exponent and the squared error of the best law, for each offset (offsets,)."""
     ranks = torch.arange(1, len(logs) + 1, dtype=torch.float64)
     x = torch.log(ranks + offsets.double()[:, None])
     x, y = x - x.mean(1, keepdim=True), logs - logs.mean()
-    slopes = (x @ y) / x.square().sum(1)
+    slopes = ((x @ y) / x.square().sum(1)).clamp(-STEEPEST, 0.0)
     return -slopes, (y - slopes[:, None] * x).square().sum(1)

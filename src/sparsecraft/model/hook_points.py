@@ -210,6 +210,18 @@ def hook_point(model: nn.Module, name: str) -> HookPoint:
     raise UnknownName("hook point", name, [*(path for path in modules if path), *lens])
 
 
+def lens_names(model: nn.Module) -> dict[str, str]:
+    """Returns TransformerLens' name of each place that has one, by `HookPoint.place`.
+
+    Example:
+        >>> lens_names(nn.Linear(2, 3))
+        {}
+    """
+    modules = dict(model.named_modules())
+    found = ((name, _by_path(modules, name, full)) for name, full in _lens_names(model))
+    return {point.place: name for name, point in found if point is not None}
+
+
 def _by_path(modules: dict[str, nn.Module], name: str, full: str) -> HookPoint | None:
     """Returns the place of a path; a module that is called `output` goes before the suffix."""
     if full in modules and full:

@@ -16,6 +16,11 @@ from sparsecraft.core.errors import InvalidValue, SparsityError
 from sparsecraft.core.mask import pack_bits, unpack_bits
 
 Made = TypeVar("Made")
+_JOIN: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "sum": torch.add,
+    "max": torch.maximum,
+    "min": torch.minimum,
+}
 
 
 def world_size() -> int:
@@ -64,13 +69,66 @@ def reduce_over_ranks_(statistics: Mapping[str, Tensor], how: Mapping[str, str])
         InvalidValue: If nothing is said about one.
     """
     for name in sorted(statistics):
-        if how.get(name) not in ("sum", "max", "min"):
-            raise InvalidValue(
-                f"the statistic {name!r} must say how ranks join it: sum, max or min, in "
-                f"`reductions`; found {how.get(name)!r}"
-            )
+        operation = _reduction(name, how).upper()
         if world_size() > 1:
-            dist.all_reduce(statistics[name], op=getattr(dist.ReduceOp, how[name].upper()))
+            dist.all_reduce(statistics[name], op=getattr(dist.ReduceOp, operation))
+
+
+def join_statistics(
+    one: Mapping[str, Tensor], other: Mapping[str, Tensor], how: Mapping[str, str]
+) -> dict[str, Tensor]:
+    """Returns what two parts of a batch observed together, as `reduce_over_ranks_` does for ranks.
+
+    Raises:
+        InvalidValue: If nothing is said about one.
+    """
+    return {name: _JOIN[_reduction(name, how)](one[name], other[name]) for name in one}
+
+
+def _reduction(name: str, how: Mapping[str, str]) -> str:
+    if how.get(name) not in _JOIN:
+        raise InvalidValue(
+            f"the statistic {name!r} must say how ranks join it: sum, max or min, in "
+            f"`reductions`; found {how.get(name)!r}"
+        )
+    return how[name]
+
+
+def from_first_rank(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Returns the tensors of the first rank, on every rank.
+
+    Args:
+        tensors: As many, of equal shapes and types, on every rank; they are not changed.
+    """
+    if world_size() == 1:
+        return list(tensors)
+    sent = [tensor.detach().clone(memory_format=torch.contiguous_format) for tensor in tensors]
+    for tensor in sent:
+        dist.broadcast(tensor, src=0)
+    return sent
+
+
+def fail_together(make: Callable[[], Made], device: torch.device) -> Made:
+    """Returns what each rank makes by itself; if one fails, all raise, and none waits for it.
+
+    Args:
+        make: Calls nothing that waits for other ranks.
+        device: Of the process group's tensors.
+
+    Raises:
+        SparsityError: On the ranks that did not fail, if another did with any error.
+    """
+    if world_size() == 1:
+        return make()
+    failed = True
+    try:
+        made = make()
+        failed = False
+    finally:
+        elsewhere = any_rank(failed, device)
+    if elsewhere:
+        raise SparsityError("another rank failed in the same step: see its error")
+    return made
 
 
 def of_first_rank(masks: Mapping[str, Tensor]) -> dict[str, Tensor]:

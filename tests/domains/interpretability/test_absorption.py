@@ -68,6 +68,27 @@ def test_rare_classes_are_left_out_by_name():
     assert absorption(dictionary(absorbing=False), x, changed).left_out == ("q",)
 
 
+def test_rows_of_no_class_are_no_class():
+    x, labels, _ = words()
+    other, both = torch.arange(120) % 3 == 0, [*labels[0], *labels[1]]
+    mixed = [None if each else label for label, each in zip(both, other, strict=True)]
+    found = absorption(dictionary(absorbing=False), x, (mixed[:64], mixed[64:]))
+    assert [each.value for each in found.classes] == ["s", "t"] and found.left_out == ()
+
+
+def test_a_latent_absorbs_only_if_it_brings_enough_of_the_activations_own_projection():
+    """The latent of the word brings a part, the error of the reconstruction has the rest."""
+    x, labels, snake = words()
+    sae = dictionary(absorbing=True)
+    for part, expected in ((0.6, True), (0.2, False)):
+        with torch.no_grad():
+            sae.W_enc[:, 2] = 0
+            sae.W_enc[2, 2] = part
+            sae.W_dec[2] = torch.tensor([1.0, 0, 0, 0, 0, 0])
+        found = absorption(sae, x, labels, most_latents=1).classes[0]
+        assert found.absorbed == (float(snake[::2].double().mean()) if expected else 0)
+
+
 def test_errors():
     x, labels, _ = words()
     sae = dictionary(absorbing=False)
@@ -78,4 +99,6 @@ def test_errors():
 
 
 def test_first_letters():
-    assert first_letters(["Ärger", "", "Zoo", "\u0120the"]) == ["", "", "z", ""]
+    assert first_letters(["Ärger", "", "Zoo", "\u0120the"]) == [
+        None, None, "z", None,
+    ]  # fmt: skip

@@ -1,5 +1,7 @@
 """Nodes, sufficiency, necessity and tables of edits, on a model that can be computed by hand."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -15,7 +17,13 @@ from sparsecraft.domains.interpretability.control import (
     logit_difference,
 )
 from sparsecraft.domains.interpretability.editing import Edit
-from sparsecraft.domains.interpretability.nodes import Node, activations, outputs, run
+from sparsecraft.domains.interpretability.nodes import (
+    Node,
+    NodeOutputs,
+    activations,
+    outputs,
+    run,
+)
 
 
 class Copying(nn.Module):
@@ -112,6 +120,29 @@ def test_every_table_has_its_ceiling_and_its_floor():
     assert table[FLOOR].agreement == 0 and table[FLOOR].rescaled == 0 and table[FLOOR].weight == 0
     assert table.rows()[1][:4] == ("half", "2", "0.500", "0.500")
     assert [row["name"] for row in table.to_json()] == [CEILING, "half", FLOOR]
+
+
+def test_changed_is_the_number_that_changed_where_the_edit_says_it():
+    model = Copying()
+    (x,) = activations(model, [NODE], TOKENS)
+    fewer = replace(edit_of(x, k=3), changed=torch.tensor([1, 2, 2, 2]))
+    table = compare_edits(outputs(model, NODE, TOKENS), x, x + 1, (x, torch.ones(4)), {"f": fewer})
+    assert table["f"].changed == 1.75 and table.rows()[1][1] == "1.75"
+
+
+def test_the_gradient_of_a_metric_at_a_node():
+    """Batches, positions and columns: the gradient of each row is that of the whole."""
+    model = Copying()
+    metric = lambda logits: logits.square().sum(1) + logits[:, 0]  # noqa: E731
+    last = torch.tensor([1.0, 0.0, 0.0, 0.0])
+    for node, slope in (
+        (NODE, lambda x: (2 * x + last) * torch.tensor([1.0, 1.0, 1.0, 0.0])),
+        (Node("node", position=0), torch.zeros_like),
+        (Node("node", columns=(1, 3)), lambda x: 2 * x),
+    ):
+        (x,) = activations(model, [node], TOKENS)
+        found = NodeOutputs(model, node, TOKENS, batch=3).gradient(metric, x)
+        torch.testing.assert_close(found, slope(x))
 
 
 def test_attribution_distance():

@@ -150,3 +150,12 @@ def test_steering_errors():
     with pytest.raises(InvalidValue, match="latent=8"):
         latent_direction(SparseAutoencoder(4, 8, TopK(k=2)), 8)
     assert not model[0]._forward_hooks
+
+
+def test_directions_and_masks_go_to_where_the_model_is():
+    model = nn.Sequential(nn.Linear(2, 3)).to("meta")
+    x, mask = torch.empty(4, 2, device="meta"), torch.tensor([True, False, True, False])
+    with steering(model, "0", torch.ones(3), 2.0, mask=mask):
+        assert model(x).device.type == "meta"
+    with ablating(model, "0", torch.ones(3)):
+        assert model(x).device.type == "meta"

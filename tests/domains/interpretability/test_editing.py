@@ -71,6 +71,19 @@ def test_f1_edits_change_fewer_where_fewer_are_active():
     many = f1_edit(sae, x, target, f1, same, same, 9)
     torch.testing.assert_close(two.edited, many.edited)
     torch.testing.assert_close(two.weight, many.weight)
+    active = (amplitudes(sae, x) != 0) | (amplitudes(sae, target) != 0)
+    assert torch.equal(many.changed, active.sum(1)) and bool((many.changed <= 4).all())
+
+
+def test_changed_counts_the_latents_that_have_another_amplitude():
+    sae, x = made(TopK(k=2)), rows(0)
+    assert greedy_edit(sae, x, rows(1), 16).changed.max() <= 4
+    f1, same = torch.ones(16, 1, dtype=torch.float64), torch.zeros(20, dtype=torch.int64)
+    assert f1_edit(sae, x, x, f1, same, same, 3).changed.tolist() == [0] * 20
+    assert greedy_edit(sae, x, x, 3).changed.tolist() == [0] * 20
+    one = greedy_edit(sae, x, rows(1), 1)
+    moved = (amplitudes(sae, x) != amplitudes(sae, rows(1))).gather(1, one.removed)[:, 0]
+    assert torch.equal(one.changed, moved.long())
 
 
 @pytest.mark.parametrize("row_norm", ["unit", "layer"])

@@ -11,8 +11,10 @@ from torch import nn
 from sparsecraft import SparseAutoencoder, evaluate
 from sparsecraft.core.code import Code
 from sparsecraft.core.errors import InvalidValue, NonFinite, UnknownName
+from sparsecraft.domains.interpretability import latent_statistics
 from sparsecraft.domains.interpretability.behaviour import Recovered
 from sparsecraft.domains.interpretability.latent_statistics import LatentStatistics, alikeness
+from sparsecraft.domains.interpretability.model_answers import answer
 from sparsecraft.methods.codes.abstopk import AbsTopK
 from sparsecraft.methods.codes.gradient_topk import GradientTopK
 from sparsecraft.methods.codes.topk import TopK
@@ -90,8 +92,24 @@ def test_decoder_rows_need_no_unit_norm():
 def test_alikeness_by_hand_and_of_many():
     assert alikeness(torch.tensor([[1.0, 0], [0, 2], [-3, 0]])).largest == pytest.approx(1)
     assert alikeness(torch.tensor([[1.0, 0], [0, 2], [-3, 0]])).mean == pytest.approx(2 / 3)
-    many = alikeness(torch.randn(3000, 4, generator=torch.Generator().manual_seed(0)))
-    assert many.latents == 2048
+
+
+def test_all_directions_are_looked_at_and_of_very_many_some(monkeypatch):
+    vectors = torch.randn(600, 4, generator=torch.Generator().manual_seed(0))
+    unit = vectors / vectors.norm(dim=1, keepdim=True)
+    cosines = (unit @ unit.T).abs().fill_diagonal_(0).amax(1)
+    found = alikeness(vectors)
+    assert (found.latents, found.among) == (600, 600)
+    assert found.mean == pytest.approx(float(cosines.mean()), abs=1e-6)
+    assert found.largest == pytest.approx(float(cosines.max()), abs=1e-6)
+    monkeypatch.setattr(latent_statistics, "ALL_COMPARED", 599)
+    monkeypatch.setattr(latent_statistics, "DRAWN", 50)
+    some = alikeness(vectors, seed=1)
+    assert (some.latents, some.among) == (50, 600)
+    assert some.largest <= found.largest
+    sae = SparseAutoencoder(8, 600, TopK(k=5))
+    shown = {name: text for name, _, text in evaluate(sae, rows()).rows()}
+    assert "mean of 50 drawn from 600" in shown["decoder alikeness"]
 
 
 def test_contexts_are_counted_once_across_batches():
@@ -180,6 +198,57 @@ def test_an_encoder_is_compared_by_similarities():
     assert zero.divergence.zero > 0
 
 
+def masked_language_model():
+    from transformers import BertForMaskedLM
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return BertForMaskedLM(models.tiny_bert().config).eval()
+
+
+def test_a_masked_language_model_is_judged_as_an_encoder():
+    model = masked_language_model()
+    store = store_of(model, "encoder.layer.0")
+    found = evaluate(Identity(models.WIDTH), store, model)
+    assert found.behaviour.kind == "similarity" and found.behaviour.loss is None
+    assert any("BertForMaskedLM see the tokens behind them" in note for note in found.notes)
+    encoder = evaluate(Identity(models.WIDTH), store, model.bert).behaviour
+    assert found.behaviour.divergence.zero == pytest.approx(encoder.divergence.zero)
+    assert encoder.divergence.zero > 0 and encoder.remark is None
+    asked = evaluate(Identity(models.WIDTH), store, model, behaves="next token")
+    assert asked.behaviour.kind == "next token"
+
+
+def test_a_hook_in_the_head_of_a_masked_language_model_is_refused():
+    model = masked_language_model()
+    store = store_of(model, "cls.predictions.transform")
+    with pytest.raises(InvalidValue, match="is in the head of BertForMaskedLM"):
+        evaluate(Identity(models.WIDTH), store, model)
+
+
+def test_causal_models_can_be_compared_by_similarities_too():
+    model = models.tiny_llama()
+    store = store_of(model, "model.layers.0")
+    found = evaluate(Identity(models.WIDTH), store, model, behaves="similarity").behaviour
+    assert found.kind == "similarity" and found.remark is None
+    assert found.divergence.reconstructed == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "opt", "gpt-neox", "mixtral"])
+def test_causal_models_are_told_from_others(name):
+    model = models.ARCHITECTURES[name]()
+    found = evaluate(Identity(models.WIDTH), store_of(model, "blocks.1.hook_resid_post"), model)
+    assert found.behaviour.kind == "next token" and found.behaviour.remark is None
+
+
+def test_data_goes_to_where_the_weights_are():
+    # The meta device has no numbers, but tells a tensor that was left behind.
+    sae = SparseAutoencoder(8, 32, TopK(k=5)).to("meta")
+    assert sae.check_input(rows()).device.type == "meta"
+    assert Code.of(torch.eye(3)).to("meta").values.device.type == "meta"
+    assert answer(models.tiny_llama().to("meta"), Tokens.ids).logits.device.type == "meta"
+
+
 def test_only_tokens_of_the_store_are_replaced():
     model = models.tiny_llama()
     whole = store_of(model, "model.layers.0")
@@ -218,6 +287,19 @@ def test_a_transcoder_is_measured_on_what_it_reconstructs():
     found = evaluate(sae, ActivationStore.from_tensor(x, target=target), models.tiny_llama())
     assert found.fvu == pytest.approx(1, abs=1e-5) and found.behaviour is None
     assert any("transcoder" in note for note in found.notes)
+
+
+def test_a_transcoder_of_equal_widths_is_not_put_into_the_place_that_it_reads():
+    model = models.tiny_llama()
+    store = ActivationStore(
+        model, at="model.layers.0.mlp.input", to="model.layers.0.mlp", tokens=Tokens.ids,
+        skip_special=False, context=16,
+    )  # fmt: skip
+    sae = SparseAutoencoder(models.WIDTH, 64, TopK(k=5), transcoder=True)
+    with pytest.raises(InvalidValue, match="give a store with targets"):
+        evaluate(sae, store_of(model, "model.layers.0.mlp.input"), model)
+    found = evaluate(sae, store, model)
+    assert found.behaviour is None and any("transcoder" in note for note in found.notes)
 
 
 def test_shares_recovered_by_hand():

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from sparsecraft.core.errors import InvalidValue
 from sparsecraft.domains.interpretability.feature_scores import (
+    conjunction_f1,
     feature_f1,
     feature_weights,
     removed_weight,
@@ -75,6 +76,53 @@ def test_weights_of_a_row_sum_to_one(seed):
 def test_errors(active, masks, text):
     with pytest.raises(InvalidValue, match=text):
         feature_f1(active, masks)
+
+
+ATTRIBUTES = {"a": torch.tensor([0, 0, 0, 1, 1, 1]), "b": torch.tensor([0, 0, 1, 0, 1, 1])}
+
+
+def test_conjunctions_by_hand():
+    active = torch.tensor([[1, 1, 1, 0, 0, 0], [0, 0, 0, 0, 1, 1], [0] * 6]).bool().T
+    found = conjunction_f1(active, ATTRIBUTES, least=1)
+    # Latent 0 fires on all of a = 0, of which two of three have b = 0; latent 1 on a = 1 and b = 1.
+    assert found.f1.tolist() == pytest.approx([0.8, 1.0, 0.0])
+    best = [found.conjunctions[place] for place in found.best.tolist()[:2]]
+    assert best == [(("a", 0), ("b", 0)), (("a", 1), ("b", 1))]
+    assert len(found.conjunctions) == 4 and found.left_out == 0
+
+
+@given(st.integers(0, 1000))
+def test_conjunctions_are_those_of_their_masks(seed):
+    draw = torch.Generator().manual_seed(seed)
+    active = torch.rand(40, 5, generator=draw) < 0.4
+    index = {name: torch.randint(3, (40,), generator=draw) for name in "abc"}
+    found = conjunction_f1(active, index, least=2)
+    masks = torch.stack(
+        [(index[a] == i) & (index[b] == j) for (a, i), (b, j) in found.conjunctions]
+    )
+    torch.testing.assert_close(found.f1, feature_f1(active, masks.T).f1.max(1).values)
+    assert bool((masks.sum(1) >= 2).all())
+
+
+def test_conjunctions_are_bounded_and_what_is_left_out_is_counted():
+    active = torch.ones(6, 1).bool()
+    two = conjunction_f1(active, ATTRIBUTES, most=1, least=2)
+    assert two.conjunctions == ((("a", 0), ("b", 0)),) and two.left_out == 3
+    none = conjunction_f1(active, ATTRIBUTES, least=5)
+    assert (none.f1.tolist(), none.best.tolist(), none.left_out) == ([0.0], [-1], 4)
+
+
+@pytest.mark.parametrize(
+    ("index", "options", "text"),
+    [
+        ({"a": torch.zeros(6)}, {}, "at least two attributes"),
+        (ATTRIBUTES, {"most": 0}, "most=0"),
+        ({**ATTRIBUTES, "c": torch.zeros(5)}, {}, "'c' has 5 values for 6 rows"),
+    ],
+)
+def test_conjunctions_that_cannot_be(index, options, text):
+    with pytest.raises(InvalidValue, match=text):
+        conjunction_f1(torch.ones(6, 1).bool(), index, **options)
 
 
 def test_a_union_of_nothing():

@@ -6,6 +6,7 @@ import torch
 from sparsecraft import SparseAutoencoder
 from sparsecraft.core.errors import InvalidValue, UnknownName
 from sparsecraft.domains.interpretability.control import logit_difference
+from sparsecraft.domains.interpretability.nodes import Node, outputs
 from sparsecraft.domains.interpretability.principled_evaluation import PrincipledEvaluation
 from sparsecraft.methods.codes.topk import TopK
 
@@ -79,7 +80,54 @@ def test_errors():
         PrincipledEvaluation(sizes=())
     with pytest.raises(UnknownName, match="kind of codes"):
         PrincipledEvaluation(codes="median")
+    with pytest.raises(InvalidValue, match="max_conjunctions=0"):
+        PrincipledEvaluation(max_conjunctions=0)
+
+
+def test_another_scale_is_measured_and_noted_first():
     scaled = perfect()
     scaled.info["mean_norm"] = 1.0
-    with pytest.raises(InvalidValue, match="scaled otherwise"):
-        measure(scaled, [batch(0), batch(1)])
+    found = PrincipledEvaluation(sizes=(1,)).measure(scaled, [batch(0), spoken(batch(1))])
+    assert "scaled otherwise" in found.notes[0]
+    assert found.rows()[0] == ("NOTE", found.notes[0])
+    assert found["agreement, 1 out and 1 in"] == 1
+    right = PrincipledEvaluation(sizes=(1,)).measure(perfect(), [batch(0), spoken(batch(1))])
+    assert not any("scaled" in note for note in right.notes)
+
+
+def test_every_value_has_its_latent_and_every_score_its_floor():
+    found = PrincipledEvaluation(sizes=(1,)).measure(perfect(), [batch(0), spoken(batch(1))])
+    assert [each.latent for each in found.latents] == list(range(COLOURS + SIZES))
+    assert found["cosine of a value's best latent and its code, mean"] > 0.8
+    assert (
+        found["latents with F1 of at least 0.5"]
+        > found["latents with F1 of at least 0.5, labels shuffled"]
+    )
+    assert "latents with conjunction F1 of at least 0.5" in found
+
+
+class Saying(torch.nn.Module):
+    """Says the colour of its input, which passes a node."""
+
+    def __init__(self):
+        super().__init__()
+        self.node = torch.nn.Identity()
+
+    def forward(self, x):
+        return self.node(x)[:, :COLOURS] ** 2
+
+
+def test_with_a_model_there_are_attribution_distances_and_rescaled_agreements():
+    part = spoken(batch(1))
+    says = outputs(Saying(), Node("node", position=None), part["x"])
+    given = {**part, "outputs": says}
+    found = PrincipledEvaluation(sizes=(1,)).measure(perfect(), [batch(0), given])
+    assert found["rescaled, supervised"] == 1 and found["rescaled, no edit"] == 0
+    # d (x_right^2 - x_wrong^2): the gradient is 2 x there, about 4 and 0, and the edit moves 2.
+    assert found["attribution distance, no edit"] == pytest.approx(8, rel=0.02)
+    assert found["attribution distance, 1 out and 1 in"] < 0.5
+    plain = PrincipledEvaluation(sizes=(1,)).measure(perfect(), [batch(0), part])
+    assert any("no attribution distance" in note for note in plain.notes)
+    taken = {**part, "gradient": says.gradient(part["metric"], part["x"])}
+    again = PrincipledEvaluation(sizes=(1,)).measure(perfect(), [batch(0), taken])
+    assert again["attribution distance, no edit"] == found["attribution distance, no edit"]

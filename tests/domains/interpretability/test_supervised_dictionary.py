@@ -104,6 +104,28 @@ def test_round_trip(tmp_path):
         SupervisedDictionary.load(tmp_path)
 
 
+def test_round_trip_of_coupled_attributes(tmp_path):
+    """Values such as (io, io_pos), nested ones and None come back as what they were."""
+    x, attributes = factorial()
+    pairs = list(zip(attributes["colour"], attributes["size"], strict=True))
+    coupled = {"pair": pairs, "nested": [((colour, None), True) for colour, _ in pairs]}
+    known = SupervisedDictionary().fit(x, coupled)
+    known.save(tmp_path / "known")
+    again = SupervisedDictionary.load(tmp_path / "known")
+    assert again.values == known.values and ("red", 1) in again.values["pair"]
+    assert torch.equal(again.reconstruct(coupled), known.reconstruct(coupled))
+    edited = again.edit(x, coupled, {"pair": [("blue", 2)] * len(x)})
+    assert torch.equal(edited, known.edit(x, coupled, {"pair": [("blue", 2)] * len(x)}))
+
+
+def test_values_that_json_has_not_are_refused(tmp_path):
+    x, attributes = factorial()
+    known = SupervisedDictionary().fit(x, {"set": [frozenset({c}) for c in attributes["colour"]]})
+    with pytest.raises(InvalidValue, match="Values: text, numbers or tuples"):
+        known.save(tmp_path / "known")
+    assert not (tmp_path / "known").exists()
+
+
 @pytest.mark.parametrize(
     ("change", "error", "text"),
     [

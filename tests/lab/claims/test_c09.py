@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from sparsecraft.lab.claims import c09_beyond_l1 as c09
+from sparsecraft.lab.claims import dictionary_sweeps
 from sparsecraft.lab.claims.cells import Cell
 from sparsecraft.lab.claims.dictionary_baselines import left_by_components, left_by_pursuit
+from sparsecraft.lab.claims.dictionary_sweeps import work_of
 from sparsecraft.lab.claims.natural_images import PICTURES, natural_patches
 
 
@@ -66,10 +68,40 @@ def test_principal_directions_come_from_the_training_rows():
     assert left_by_components(train, rows, 2) == pytest.approx(0, abs=1e-6)
 
 
-def test_sizes_of_the_smaller_and_larger_dictionaries():
+@pytest.mark.parametrize("budget", ["smoke", "small", "full"])
+def test_the_larger_dictionary_has_four_times_the_atoms_as_the_text_says(budget):
+    settings = c09._settings(budget)
+    assert settings[c09.MANY]["atoms"] == 4 * settings[c09.FEW]["atoms"]
+    text = " ".join(f"{each.stated.text} {each.stated.unit}" for each in c09.STATED)
+    assert "four times the atoms" in text
+    assert not {"24", "48", "64", "256", "500", "2000"} & set(text.split())
+
+
+def test_the_small_budget_is_what_was_stated():
     settings = c09._settings("small")
-    assert settings[f"soft {c09.MANY} atoms"]["atoms"] == 4 * settings["cel0 64 atoms"]["atoms"]
-    assert {each["batches"] for each in settings.values()} == {c09.BATCHES}
+    assert {each["batches"] for each in settings.values()} == {150}
+    assert [settings[name]["atoms"] for name in (c09.FEW, "cel0", c09.MANY)] == [64, 128, 256]
+    assert work_of(settings["cel0"]) == {"learning_rate": 2e-2, "batches": 150, "batch_size": 200}
+    for name, strengths in c09.STRENGTHS.items():
+        assert c09.strengths_of(name, settings[name]) == strengths
+
+
+def test_the_full_budget_runs_with_the_settings_that_it_declares(monkeypatch):
+    asked = []
+    monkeypatch.setattr(dictionary_sweeps, "fitted", lambda rows, **options: asked.append(options))
+    declared = c09.CLAIM.full_scale.hyperparameters
+    for series, settings in c09._settings("full").items():
+        if settings["method"] is not None:
+            dictionary_sweeps.learned(torch.ones(1, 256), settings["method"], 0.27, settings, 3)
+            assert {name: asked[-1][name] for name in declared} == declared
+            assert asked[-1]["measure"] == "batch"
+            assert asked[-1]["n_components"] == settings["atoms"]
+            falls = settings["method"] == "cel0" and series != c09.FEW
+            assert asked[-1]["decay"] == falls
+    assert len(asked) == 6
+    work = work_of(c09._settings("full")["baselines"])
+    assert work == {name: declared[name] for name in work}
+    assert len(work) == 3
 
 
 def test_pictures_are_held_out_in_turn():

@@ -164,8 +164,13 @@ def test_attribution_losses_without_a_gradient():
 def test_a_batch_whose_gradients_are_all_zero():
     sae = autoencoder(GradientTopK(k=K))
     side = Side(sae.W_dec.detach(), torch.zeros(ROWS, D_IN))
+    seen = sae.activation.observe(X, X, sae.own, side)
     with pytest.raises(InvalidValue, match="gradients of all 20 rows of a batch are zero"):
-        sae.activation.observe(X, X, sae.own, side)
+        sae.activation.update(sae.own, seen, 0.1)
+    given = sae.activation.observe(X, X, sae.own, Side(side.decoder, G))
+    joined = {name: seen[name] + given[name] for name in seen}  # as over ranks
+    sae.activation.update(sae.own, joined, 0.1)
+    assert int(sae.own.state["gradient_rows"]) == ROWS
 
 
 def test_gradients_that_do_not_fit():

@@ -57,7 +57,7 @@ def test_moving_a_bias_changes_no_value_of_the_default_form():
 def test_the_papers_autoencoder():
     sae = gba_autoencoder(8, 32, QUICK, seed=3)
     x, factor = rows(20, 1), torch.linspace(0.1, 9, 20)[:, None]
-    assert sae.W_enc is None
+    assert "W_enc" not in sae.state_dict()
     assert not sae.b_enc.requires_grad
     torch.testing.assert_close(sae.encode(x * factor), sae.encode(x))
     torch.testing.assert_close(sae(x * factor), sae(x) * factor)

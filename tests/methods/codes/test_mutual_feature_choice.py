@@ -5,8 +5,9 @@ import torch
 
 from sparsecraft.core import catalog
 from sparsecraft.core.errors import InvalidValue, UnknownName
-from sparsecraft.core.kinds import Side
+from sparsecraft.core.kinds import Own, Side
 from sparsecraft.core.seeds import generator
+from sparsecraft.core.zipf import ZipfBudget
 from sparsecraft.methods.codes.batch_topk import BatchTopK
 from sparsecraft.methods.codes.feature_choice import FeatureChoice
 from sparsecraft.methods.codes.mutual_choice import MutualChoice
@@ -102,6 +103,39 @@ def test_the_choice_is_mutual_until_its_time_and_zipf_after():
     assert budget.max() > budget.min() + 3
     exponent, _ = sae.own.state["zipf"].tolist()
     assert exponent > 0
+
+
+def test_latents_that_fell_silent_do_not_bend_the_law():
+    """Three of ten fire no more for the last 150 of 160 steps of the mutual choice."""
+    count, batch = 1000, 4096
+    activation = FeatureChoice(k=32, budget="zipf", after=0.5)
+    own = Own(torch.zeros(count), *activation.initial(count, seed=0))
+    silent = torch.arange(count) % 10 >= 7
+    fired = (batch * 0.3 * ZipfBudget(exponent=0.9, offset=2.0).weights(count)).ceil().long()
+    for number in range(160):
+        seen = {
+            "fired": fired * ~silent if number >= 10 else fired,
+            "rows": torch.tensor([batch]),
+            "threshold": torch.ones(count),
+            "batches": torch.ones(1),
+        }
+        activation.update(own, seen, (number + 1) / 320)
+    exponent, offset = own.state["zipf"].tolist()
+    assert exponent == pytest.approx(0.9, abs=0.05)
+    assert offset < 10
+    assert own.state["rank"][silent].min() >= 600
+    assert int(activation.budgets(own, batch).sum()) == 32 * batch
+
+
+def test_after_one_the_choice_stays_mutual_to_the_end():
+    sae = autoencoder(FeatureChoice(k=3, after=1))
+    for number in range(4):
+        step(sae, rows(number), (number + 1) / 4)
+    assert int(sae.own.state["chosen"]) == -1
+    assert len(sae.freeze_thresholds(rows()).own.state["threshold"].unique()) == 1
+    late = autoencoder(FeatureChoice(k=3, after=0.99))
+    step(late, rows(), 1.0)
+    assert int(late.own.state["chosen"]) == -1, "no step is left in which latents could choose"
 
 
 def test_ranks_are_held_and_taken_anew_when_due():

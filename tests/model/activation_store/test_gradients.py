@@ -45,6 +45,21 @@ def test_they_are_those_of_the_summed_next_token_loss(make, special):
     assert len(store) == int(kept.sum())
 
 
+def test_with_a_target_they_are_those_of_the_target(tmp_path):
+    model = tiny_llama()
+    at, to = "model.layers.0.mlp.input", "model.layers.0.mlp.output"
+    options = {"tokens": TOKENS, "gradients": True, "skip_special": []}
+    store = ActivationStore(model, at=at, to=to, path=tmp_path / "store", **options)
+    y, gradient = of_whole_model(model, model.model.layers[0].mlp, TOKENS, [])
+    found = store.rows(torch.arange(60))
+    torch.testing.assert_close(found.target, y)
+    torch.testing.assert_close(found.gradient, gradient, atol=1e-6, rtol=1e-4)
+    assert store.info["gradient_place"] == "model.layers.0.mlp.output"
+    plain = ActivationStore(model, at=at, **options).rows(torch.arange(60))
+    torch.testing.assert_close(found.x, plain.x)
+    assert not torch.allclose(found.gradient, plain.gradient, atol=1e-3)
+
+
 def test_batch_size_does_not_change_them():
     model = tiny_llama()
     one, six = (

@@ -17,10 +17,12 @@ from torch import nn
 
 from sparsecraft.core.errors import InvalidValue, NonFinite, StoreError, UnknownName
 from sparsecraft.model.activation_store import ActivationStore
-from sparsecraft.model.activation_store.inputs import special_ids
+from sparsecraft.model.activation_store.special_tokens import special_ids
 
 HOOK = "blocks.0.hook_resid_post"
 END = 2  # </s>, set between texts
+IDS = torch.arange(3, 43).view(2, 20)
+GIVEN = {"texts": None, "context": None}
 
 
 def texts(count=12, words=30):
@@ -77,6 +79,61 @@ def test_contexts_can_begin_with_bos_and_lose_their_first_positions():
     assert bool((store.tokens[:, 0] == 1).all()) and store.place(torch.tensor([0]))[1] == 1
     later = harvest(tiny_llama(), skip_first=3)
     assert int(later.place(torch.arange(len(later)))[1].min()) == 3
+
+
+def test_the_context_is_that_of_the_tokens_given():
+    store = harvest(tiny_llama(), **GIVEN, tokens=IDS, skip_first=17)
+    assert store.info["context"] == 20 and store.info["prepend_bos"] is False
+    assert store.place(torch.arange(6))[1].tolist() == [17, 18, 19] * 2
+    batches = [IDS, IDS[:, :9]]
+    assert harvest(tiny_llama(), **GIVEN, batches=batches).info["context"] == 20
+    assert harvest(tiny_llama(), **GIVEN, batches=[IDS[:, :9]]).info["context"] == 9
+    with pytest.raises(InvalidValue, match="context=128 is longer than the 64 tokens"):
+        harvest(tiny_llama(), context=None)
+    same = harvest(tiny_llama(), texts=None, context=20, tokens=IDS)
+    assert len(same) == 40
+
+
+def test_it_is_known_whether_contexts_begin_with_bos(tmp_path):
+    assert harvest(tiny_llama(), prepend_bos=True).info["prepend_bos"] is True
+    assert harvest(tiny_llama()).info["prepend_bos"] is False
+    begun = torch.cat([torch.ones(2, 1).long(), IDS], dim=1)
+    assert harvest(tiny_llama(), **GIVEN, tokens=begun).info["prepend_bos"] is True
+    without = ActivationStore(tiny_llama(), at=HOOK, tokens=begun, path=tmp_path)
+    assert without.info["prepend_bos"] is None and without.info["context"] == 21
+    assert ActivationStore.open(tmp_path).info == without.info
+
+
+def test_a_tokenizer_without_bos_has_none_to_leave_out():
+    tokenizer = tiny_tokenizer()
+    tokenizer.bos_token = None
+    assert len(harvest(tiny_llama(), tokenizer=tokenizer, prepend_bos=False)) > 0
+    with pytest.raises(InvalidValue, match="has no BOS"):
+        harvest(tiny_llama(), tokenizer=tokenizer, prepend_bos=True)
+
+
+def test_padding_in_tokens_is_told_by_the_tokenizer():
+    ids = IDS.clone()
+    ids[1, 12:] = 0  # <pad>
+    store = harvest(tiny_llama(), **GIVEN, tokens=ids, skip_special=False)
+    assert len(store) == 32 and store.report.padding == 8
+    assert store.tokens[1].tolist() == [*ids[1, :12].tolist(), *[-1] * 8]
+    mask = (ids != 0).long()
+    with torch.no_grad():
+        output = tiny_llama()(input_ids=ids, attention_mask=mask, output_hidden_states=True)
+    torch.testing.assert_close(stored(store).x, output.hidden_states[1][mask.bool()])
+
+
+def test_padding_that_is_not_known_is_said():
+    unknown = ActivationStore(tiny_llama(), at=HOOK, tokens=IDS, skip_special=False)
+    assert "which of the tokens are padding" in str(unknown.report)
+    tokenizer = tiny_tokenizer()
+    tokenizer.pad_token = tokenizer.eos_token
+    ids = IDS.clone()
+    assert not harvest(tiny_llama(), tokenizer=tokenizer, **GIVEN, tokens=ids).report.remarks
+    ids[:, -2:] = END
+    said = harvest(tiny_llama(), tokenizer=tokenizer, **GIVEN, tokens=ids).report
+    assert "pads with token 2, which has another office too" in str(said)
 
 
 def test_padding_is_left_out():
@@ -272,13 +329,20 @@ class Twice(nn.Module):
         ({"tokens": torch.ones(2, 3)}, "texts and tokens was given"),
         ({"texts": None}, "nothing was given"),
         ({"texts": None, "tokens": torch.ones(2, 3)}, "tokens must be whole numbers"),
-        ({"texts": None, "batches": ["words"]}, "batch 0 is of type str"),
+        ({"texts": None, "context": None, "batches": ["words"]}, "batch 0 is of type str"),
         ({"rows": 0}, "rows=0"),
         ({"skip_first": 16}, "skip_first=16"),
         ({"dtype": torch.int8}, r"dtype=torch\.int8"),
         ({"skip_special": range(VOCAB)}, "no rows: there was nothing to read, or all"),
-        ({"texts": None, "batches": []}, "no rows: there was nothing to read"),
+        ({"texts": None, "context": None, "batches": []}, "no rows: there was nothing to read"),
         ({"texts": []}, "the text has 0 tokens"),
+        ({"texts": None, "tokens": IDS}, r"context=16 .* the contexts given have 20 tokens"),
+        ({"texts": None, "batches": [IDS]}, "context=16 is for texts"),
+        ({**GIVEN, "tokens": IDS, "prepend_bos": True}, "prepend_bos=True is for texts"),
+        ({**GIVEN, "batches": [IDS], "prepend_bos": False}, "prepend_bos=False is for texts"),
+        ({**GIVEN, "tokens": IDS, "skip_first": 20}, "skip_first=20 is not allowed: give 0 to 19"),
+        ({**GIVEN, "batches": [IDS], "skip_first": -1}, "skip_first=-1 .* give 0 or more"),
+        ({**GIVEN, "batches": [IDS], "skip_first": 20}, "no rows"),
         ({"texts": None, "tokens": torch.ones(0, 3).long()}, "tokens must be whole numbers"),
     ],
 )

@@ -97,9 +97,10 @@ def test_the_scale_makes_the_mean_norm_the_root_of_the_width():
 
 
 def test_tensors_bring_gradients_and_targets():
-    x, gradient, target = torch.randn(6, 3), torch.randn(6, 3), torch.randn(6, 5)
+    x, gradient, target = torch.randn(6, 3), torch.randn(6, 5), torch.randn(6, 5)
     store = ActivationStore.from_tensor(x, gradient, target)
     assert (store.d_in, store.d_out, len(store), store.has_gradient) == (3, 5, 6, True)
+    assert store.has_target and not ActivationStore.from_tensor(x).has_target
     found = store.rows(torch.tensor([4, 1]))
     assert torch.equal(found.gradient, gradient[[4, 1]])
     assert torch.equal(found.target, target[[4, 1]])
@@ -126,6 +127,10 @@ def test_leading_dimensions_become_rows():
         ((torch.ones(3),), "must be floating and"),
         ((torch.ones(0, 2),), "at least one row"),
         ((torch.ones(3, 2), torch.ones(3, 3)), r"gradient has the shape \(3, 3\).*as wide as x"),
+        (
+            (torch.ones(3, 2), torch.ones(3, 2), torch.ones(3, 4)),
+            r"gradient has the shape \(3, 2\), target \(3, 4\).*as wide as target",
+        ),
         ((torch.ones(3, 2), None, torch.ones(2, 3)), "a row for each row of x"),
     ],
 )

@@ -10,6 +10,8 @@ from sparsecraft.core.code import Code
 from sparsecraft.core.errors import InvalidValue, NonFinite, UnknownName
 from sparsecraft.core.seeds import generator
 from sparsecraft.methods.codes.abstopk import AbsTopK
+from sparsecraft.methods.codes.feature_choice import FeatureChoice
+from sparsecraft.methods.codes.mutual_choice import MutualChoice
 from sparsecraft.methods.codes.relu import ReLU
 from sparsecraft.methods.codes.topk import TopK
 from sparsecraft.model.sae import SparseAutoencoder
@@ -65,7 +67,7 @@ def test_a_tied_encoder_reads_along_the_directions_and_sizes_them():
     z = (x @ sae.W_dec.T).relu()
     torch.testing.assert_close(sae.encode(x), z)
     torch.testing.assert_close(sae(x), 2 * z @ sae.W_dec)
-    assert sae.W_enc is None
+    assert "W_enc" not in sae.state_dict()
 
 
 @pytest.mark.parametrize("norm", ["unit", "layer"])
@@ -77,8 +79,9 @@ def test_outputs_follow_the_size_of_a_row_that_is_normalised(norm):
 
 def test_a_transcoder_adds_the_skip():
     sae, x = SparseAutoencoder(6, 12, TopK(k=3), d_out=4, skip=True), rows(5)
-    before = sae(x)
     with torch.no_grad():
+        sae.W_dec.copy_(torch.arange(48.0).reshape(12, 4))
+        before = sae(x)
         sae.W_skip.fill_(0.5)
     torch.testing.assert_close(sae(x), before + 0.5 * x.sum(1, keepdim=True))
     assert sae.W_enc.shape == (6, 12)
@@ -136,3 +139,26 @@ def test_rows_that_are_refused():
     x[1, 2], x[2, 0] = float("nan"), float("inf")
     with pytest.raises(NonFinite, match="2 of 3 rows have NaN or infinite values"):
         sae.encode(x)
+
+
+@pytest.mark.parametrize(
+    ("activation", "scope"),
+    [
+        (MutualChoice(k=3), "batch"),
+        (FeatureChoice(k=3), "batch"),
+        (AbsTopK(k=3, scope="batch"), "batch"),
+    ],
+    ids=repr,
+)
+def test_several_steps_do_not_select_over_a_batch(activation, scope):
+    message = rf"unroll=2: {type(activation).__name__} selects over the {scope}.*Give unroll=1"
+    with pytest.raises(InvalidValue, match=message):
+        SparseAutoencoder(6, 12, activation, unroll=2)
+    assert SparseAutoencoder(6, 12, activation).unroll == 1
+    assert SparseAutoencoder(6, 12, AbsTopK(k=3), unroll=2).unroll == 2
+
+
+@pytest.mark.parametrize("options", [{"d_out": 5}, {"transcoder": True}], ids=str)
+def test_several_steps_reconstruct_what_they_read(options):
+    with pytest.raises(InvalidValue, match="unroll=2 compares what is read with what is written"):
+        SparseAutoencoder(6, 12, TopK(k=3), unroll=2, **options)

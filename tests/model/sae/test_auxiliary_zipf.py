@@ -2,7 +2,10 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
+from sparsecraft.core.code import Code
 from sparsecraft.core.errors import InvalidValue, UnknownName
 from sparsecraft.core.seeds import generator
 from sparsecraft.core.zipf import ZipfBudget
@@ -11,6 +14,7 @@ from sparsecraft.methods.codes.topk import TopK
 from sparsecraft.model.sae import AuxK, SAETraining, SparseAutoencoder
 from sparsecraft.model.sae.auxiliary import AuxiliaryStep
 from sparsecraft.model.sae.auxiliary_zipf import AuxZipf
+from sparsecraft.model.sae.counters import FiringCounter
 
 LATENTS = 40
 
@@ -116,3 +120,48 @@ def test_settings_that_are_not_allowed():
         AuxZipf(density_momentum=1.0)
     with pytest.raises(InvalidValue, match="k=0 is not allowed"):
         AuxZipf(k=0)
+
+
+def with_silent_tail(steps=110, latents=1000, rows=4096):
+    """Counts a training in which three of ten latents fall silent for the last steps."""
+    counter = FiringCounter(latents, density_momentum=0.99)
+    silent = torch.arange(latents) % 10 >= 7
+    fired = (rows * 0.3 * ZipfBudget(exponent=0.9, offset=2.0).weights(latents)).ceil().long()
+    for alive in [torch.ones_like(silent)] * 3 + [~silent] * steps:
+        columns = torch.arange(latents)[alive].repeat_interleave(fired[alive])
+        starts = torch.linspace(0, len(columns), rows + 1).long()
+        counter.add(Code(starts, columns, torch.ones(len(columns)), latents))
+    return counter, silent
+
+
+def test_a_tail_that_fell_silent_is_dead_and_does_not_bend_the_law():
+    counter, silent = with_silent_tail()
+    weights = AuxZipf().weights(counter.density)
+    assert weights[silent].unique().tolist() == [1.0]
+    law = ZipfBudget.fit(counter.density)
+    assert law.exponent == pytest.approx(0.9, abs=0.05)
+    # Those that live fire as often as ranks without the silent ones would have it, or more seldom.
+    assert float(weights[~silent].max()) < 0.5
+
+
+def test_what_the_training_calls_dead_has_the_whole_weight():
+    density, dead = lawful(), torch.arange(LATENTS) == 20
+    step = batch(TopK(k=3), density=density, dead=dead)
+    seen = {}
+
+    class Watched(AuxZipf):
+        def weighted_loss(self, step, weights):
+            seen["weights"] = weights
+            return super().weighted_loss(step, weights)
+
+    assert Watched().loss(step) is not None
+    assert float(seen["weights"][20]) == 1.0
+    assert float(seen["weights"][:20].max()) < 0.05
+
+
+@given(st.lists(st.floats(-45, 0), min_size=1, max_size=30), st.integers(0, 5))
+def test_weights_of_any_densities_are_shares(logs, dead):
+    density = torch.cat([torch.tensor(logs).exp(), torch.zeros(dead)])
+    weights = AuxZipf().weights(density)
+    assert bool(((weights >= 0) & (weights <= 1)).all())
+    assert weights[len(logs) :].tolist() == [1.0] * dead

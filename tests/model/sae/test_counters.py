@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sparsecraft.core.code import Code
 from sparsecraft.core.errors import InvalidValue
 from sparsecraft.core.seeds import generator
-from sparsecraft.model.ranks import reduce_over_ranks_
+from sparsecraft.model.ranks import join_statistics, reduce_over_ranks_
 from sparsecraft.model.sae.bias import geometric_median
 from sparsecraft.model.sae.counters import FiringCounter
 
@@ -40,6 +40,20 @@ def test_the_running_density_starts_with_the_first_batch():
     assert counter.density.tolist() == [1.0, 0.5]
     counter.add(torch.tensor([[0.0, 1.0]]))
     assert counter.density.tolist() == [0.5, 0.75]
+
+
+def test_the_running_density_of_what_fell_silent_is_zero_and_of_what_is_rare_is_not():
+    counter = FiringCounter(3, density_momentum=0.75)  # a mean over four batches
+    first = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, 0.0]])
+    counter.add(first)
+    for number in range(1, 4):
+        counter.add(torch.tensor([[1.0, 0.0, float(number == 3)], [1.0, 0.0, 0.0]]))
+        assert counter.density[1].item() == pytest.approx(0.5 * 0.75**number)
+    counter.add(torch.tensor([[1.0, 0.0, 0.0], [1.0, 0.0, 0.0]]))
+    assert counter.density[:2].tolist() == [1.0, 0.0]
+    assert counter.density[2].item() == pytest.approx((0.5 * 0.75**3 + 0.125) * 0.75)
+    counter.add(first)
+    assert counter.density[1].item() == pytest.approx(0.125), "a mean again, from zero"
 
 
 @pytest.mark.parametrize("momentum", [None, 0.9])
@@ -78,3 +92,12 @@ def test_a_statistic_says_how_ranks_join_it():
     assert statistics["count"].tolist() == [2.0]
     with pytest.raises(InvalidValue, match=r"'count' must say how ranks join it: sum, max or min"):
         reduce_over_ranks_(statistics, {})
+    with pytest.raises(InvalidValue, match="'count' must say how ranks join it"):
+        join_statistics(statistics, statistics, {})
+
+
+@pytest.mark.parametrize(("how", "expected"), [("sum", 5.0), ("max", 3.0), ("min", 2.0)])
+def test_parts_of_a_batch_are_joined_as_ranks_are(how, expected):
+    one, other = {"count": torch.tensor([2.0])}, {"count": torch.tensor([3.0])}
+    assert join_statistics(one, other, {"count": how})["count"].tolist() == [expected]
+    assert one["count"].tolist() == [2.0]

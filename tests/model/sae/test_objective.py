@@ -74,6 +74,8 @@ def test_gradients_go_through_every_unrolled_step(activation):
 
 def test_a_transcoder_is_compared_with_its_target():
     sae, x = SparseAutoencoder(6, 12, TopK(k=3), d_out=4, skip=True), rows()
+    with torch.no_grad():
+        sae.W_dec.copy_(rows(count=12, width=4))
     target = rows(width=4)
     found = objective(sae, x, target=target)
     expected = (sae(x) - target).square().sum(1).mean()

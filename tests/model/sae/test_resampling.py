@@ -1,17 +1,21 @@
 """Dead latents start anew as what the reconstruction misses."""
 
+import math
+
 import pytest
 import torch
 
 from sparsecraft.core.seeds import generator
+from sparsecraft.methods.codes.gated import Gated
+from sparsecraft.methods.codes.jumprelu import JumpReLU
 from sparsecraft.methods.codes.relu import ReLU
 from sparsecraft.model.sae import Resampling, SAETraining, SparseAutoencoder
 from sparsecraft.model.sae.projected_adam import ProjectedAdam
 from sparsecraft.model.sae.resampling import resample
 
 
-def begun(**form):
-    sae = SparseAutoencoder(6, 12, ReLU(), **form)
+def begun(activation=None, **form):
+    sae = SparseAutoencoder(6, 12, activation or ReLU(), **form)
     dead = torch.zeros(12, dtype=torch.bool)
     dead[[1, 4, 8]] = True
     return sae, dead, torch.randn(5, 6, generator=generator(1, "rows"))
@@ -60,6 +64,28 @@ def test_a_tied_latent_gets_its_scale_back():
     assert sae.scale[~dead].tolist() == [3.0] * 9
 
 
+@pytest.mark.parametrize(
+    ("activation", "killed"),
+    [
+        (JumpReLU(threshold=0.02), {"log_threshold": math.log(50.0)}),
+        (Gated(), {"log_scale": -9.0, "magnitude_bias": -5.0}),
+    ],
+    ids=repr,
+)
+def test_what_an_activation_trains_starts_anew_too(activation, killed):
+    sae, dead, x = begun(activation)
+    first = {name: value.detach().clone() for name, value in sae.own.parameters.items()}
+    with torch.no_grad():
+        for name, value in killed.items():
+            sae.own.parameters[name].fill_(value)
+    latents = resampled(sae, dead, x, torch.ones(5))
+    assert killed.keys() == first.keys()
+    for name, parameter in sae.own.parameters.items():
+        assert torch.equal(parameter[dead], first[name][dead])
+        assert parameter[~dead].tolist() == pytest.approx([killed[name]] * 9)
+    assert (sae.encode(30 * x)[:, latents] > 0).any(0).all(), "each can fire again"
+
+
 @pytest.mark.parametrize("errors", [torch.zeros(5), torch.ones(5)])
 def test_where_nothing_is_dead_or_missed_nothing_changes(errors):
     sae, dead, x = begun()
@@ -67,6 +93,20 @@ def test_where_nothing_is_dead_or_missed_nothing_changes(errors):
     latents = resampled(sae, dead & bool(not errors.any()), x, errors)
     assert len(latents) == 0
     assert torch.equal(sae.W_dec, before)
+
+
+def test_moments_of_a_bias_as_wide_as_the_dictionary_stay():
+    sae = SparseAutoencoder(6, 6, JumpReLU())
+    x = 9 * torch.randn(50, 6, generator=generator(1, "rows"))
+    optimizer = ProjectedAdam(sae, unit=True, betas=(0.9, 0.999), epsilon=1e-8)
+    (sae(x) - x).square().sum().backward()
+    sae.own.parameters["log_threshold"].grad = torch.ones(6)
+    optimizer.step(1e-3)
+    optimizer.forget(torch.tensor([0, 1]))
+    moments = optimizer.adam.state
+    assert bool((moments[sae.b_dec]["exp_avg"] != 0).all())
+    forgotten = moments[sae.own.parameters["log_threshold"]]["exp_avg"] == 0
+    assert forgotten.tolist() == [True, True, False, False, False, False]
 
 
 def test_moments_of_latents_are_forgotten_and_no_others():
@@ -91,6 +131,22 @@ def test_it_revives_what_could_not_fire():
         sae = SparseAutoencoder(6, 12, ReLU(l1=0.1))
         with torch.no_grad():
             sae.b_enc[:6] = -30.0
+        training = SAETraining(steps=80, batch=64, dead_after=640, warm_up=0, resample=settings)
+        dead[name] = sae.fit(x, training).report.dead
+    assert dead == {"without": 0.5, "with": 0.0}
+
+
+@pytest.mark.parametrize("activation", [JumpReLU(l0=0.01), Gated(l1=0.01)], ids=repr)
+def test_it_revives_what_its_own_threshold_or_bias_silenced(activation):
+    x = torch.randn(1000, 6, generator=generator(2, "rows"))
+    dead = {}
+    for name, settings in {"without": None, "with": Resampling(every=20)}.items():
+        sae = SparseAutoencoder(6, 12, activation)
+        with torch.no_grad():
+            if isinstance(activation, Gated):
+                sae.own_magnitude_bias[:6] = -1000.0
+            else:
+                sae.own_log_threshold[:6] = 5.0
         training = SAETraining(steps=80, batch=64, dead_after=640, warm_up=0, resample=settings)
         dead[name] = sae.fit(x, training).report.dead
     assert dead == {"without": 0.5, "with": 0.0}

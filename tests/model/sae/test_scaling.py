@@ -45,7 +45,7 @@ def rows(width=6):
 @pytest.mark.parametrize("targets", [0.25, 2.0])
 def test_folded_weights_give_on_raw_rows_what_they_gave_on_scaled_ones(activation, form, targets):
     sae, x = moved(activation, **form), rows()
-    scaling = Scaling(targets if sae.subtracts_bias else 0.75, targets)
+    scaling = Scaling(targets if sae.subtract_bias else 0.75, targets)
     code, out = sae.encode(x * scaling.inputs), sae(x * scaling.inputs)
     fold(sae, scaling)
     torch.testing.assert_close(sae.encode(x), code)

@@ -216,6 +216,7 @@ def test_gradients_pass():
 def test_a_transcoder_reads_at_one_place_and_writes_at_another():
     model = tiny_llama()
     sae = SparseAutoencoder(WIDTH, LATENTS, TopK(k=8), d_out=64)
+    nn.init.normal_(sae.W_dec, generator=torch.Generator().manual_seed(0))
     at, to = "model.layers.0.mlp.input", "model.layers.0.mlp.down_proj.input"
     x = at_hook(model, at)
     with sae.spliced(model, at=at, to=to):
@@ -223,8 +224,10 @@ def test_a_transcoder_reads_at_one_place_and_writes_at_another():
     y = at_hook(model, to)
     with sae.spliced(model, at=at, to=to, keep_error=True, edit={1: 2.0}):
         torch.testing.assert_close(at_hook(model, to), y + 2 * sae.W_dec[1])
-    with pytest.raises(InvalidValue, match="give to="), sae.spliced(model, at=at):
-        pass
+    equally_wide = an_sae(transcoder=True)
+    for transcoder in (sae, equally_wide):
+        with pytest.raises(InvalidValue, match="give to="), transcoder.spliced(model, at=at):
+            pass
     with (
         sae.spliced(model, at="blocks.1.hook_resid_post", to=to),
         pytest.raises(InvalidValue, match="must read before it writes"),

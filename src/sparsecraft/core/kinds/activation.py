@@ -51,7 +51,7 @@ class CodeStep:
         reconstruction: (rows, d_out).
         frozen_decode: Decodes a dense code with the decoder held constant.
         decoder: (d_sae, d_out).
-        gradient: (rows, d_in) of the model's loss, if the store has it.
+        gradient: (rows, d_out) of the model's loss with respect to the target, if the store has it.
         warmth: How far the penalty is warmed up, in [0, 1].
         dead: bool (d_sae,), latents that have not fired for long.
     """
@@ -74,7 +74,7 @@ class Side:
 
     Args:
         decoder: (d_sae, d_out), held constant.
-        gradient: (rows, d_in) of the model's loss with respect to x, or None.
+        gradient: (rows, d_out) of the model's loss with respect to what is reconstructed, or None.
     """
 
     decoder: Tensor
@@ -130,6 +130,13 @@ class Activation(Method):
             side: The decoder, and the gradient if the store has it.
         """
         return {}
+
+    def restart(self, own: Own, latents: Tensor) -> None:
+        """Sets what it trains for some latents (int64 indices) to its first values, in place.
+
+        Called without gradients for latents that died and start anew; the host has set their
+        weights and their entries of the encoder's bias.
+        """
 
     def update(self, own: Own, statistics: Mapping[str, Tensor], progress: float) -> None:
         """Changes state (and bias) in place after a step, from statistics joined over ranks.

@@ -13,6 +13,11 @@ from sparsecraft.core.errors import InvalidValue
 class Penalty(ABC):
     """A function R of a tensor that is smaller where there are zeros."""
 
+    @property
+    def couples_rows(self) -> bool:
+        """Whether R of (rows, width) is no sum over the rows, so that they cannot be parted."""
+        return False
+
     @abstractmethod
     def value(self, x: Tensor) -> Tensor:
         """Returns R(x), a scalar."""

@@ -23,6 +23,11 @@ from sparsecraft.kernels.selection import keep_largest
 class GroupPenalty(Penalty):
     """A penalty of the norms of groups; its prox multiplies each group by a factor."""
 
+    @property
+    def couples_rows(self) -> bool:
+        """Whether groups, the rows of (groups, entries), vie for places; mostly they do."""
+        return True
+
     @abstractmethod
     def of_norms(self, norms: Tensor, sizes: Tensor | None = None) -> Tensor:
         """Returns R, a scalar.
@@ -69,6 +74,11 @@ class GroupL2(GroupPenalty):
     """
 
     strength: float = 1.0
+
+    @property
+    def couples_rows(self) -> bool:
+        """Never: R is a sum over the groups."""
+        return False
 
     def __post_init__(self) -> None:
         check_strength(self.strength)

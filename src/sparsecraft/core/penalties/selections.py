@@ -43,6 +43,11 @@ class Selection(Penalty):
         if self.scope not in SCOPES:
             raise UnknownName("scope", str(self.scope), SCOPES)
 
+    @property
+    def couples_rows(self) -> bool:
+        """Whether the budget is one of several rows."""
+        return self.scope != "token"
+
     def value(self, x: Tensor) -> Tensor:
         """Returns 0 for (rows, width) within the budget, else infinity."""
         used = x != 0

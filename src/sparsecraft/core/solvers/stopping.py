@@ -56,6 +56,11 @@ class Stopping:
 class Decay:
     """A rate that falls with time: first / (1 + first / 50 * t).
 
+    Args:
+        first: The rate at time 0.
+        thresholds: Whether the prox takes the falling rate too, so that its fixed points stay those
+            of the problem. Otherwise it keeps the first one, as the authors' code does.
+
     Example:
         >>> Decay(first=0.5)(0), Decay(first=0.5)(100)
         (0.5, 0.25)
@@ -66,10 +71,15 @@ class Decay:
     """
 
     first: float
+    thresholds: bool = False
 
     def __call__(self, time: int) -> float:
         """Returns the rate at a time, counted from 0."""
         return self.first / (1 + self.first / 50 * time)
+
+    def prox(self, time: int) -> float:
+        """Returns the step of the prox at a time."""
+        return self(time) if self.thresholds else self.first
 
 
 def _spectral(matrix: Tensor) -> Tensor:

@@ -6,16 +6,18 @@ the latents that stand for it: k grows as long as the F1 gains enough. Absorbed 
 class that a probe on the activations gets right, on which none of these latents fires, and on which
 another latent whose direction resembles the probe's brings most of what the probe reads.
 
-Departures: what a latent brings is its amplitude times its direction's product with the probe,
-exact for a linear probe, where the paper ablates one latent at a time; codes may be signed. A
-latent can stand for a class only if it brings the probe's direction on its rows.
+Departures: what a latent brings is its amplitude times its direction's product with the probe's
+unit normal, exact for a linear probe, where the paper ablates one latent at a time; codes may be
+signed. As in SAEBench "most" is a share of the activation's own projection on that normal, and
+absorption is by one latent; partial absorption by several is not measured. A latent can stand for
+a class only if it brings the probe's direction on its rows.
 """
 
 from __future__ import annotations
 
-import string
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from string import ascii_lowercase
 from typing import Any
 
 import torch
@@ -92,7 +94,7 @@ class Absorption:
 def absorption(
     sae: SparseAutoencoder,
     x: tuple[Tensor, Tensor],
-    classes: tuple[Sequence[Hashable], Sequence[Hashable]],
+    classes: tuple[Sequence[Hashable | None], Sequence[Hashable | None]],
     *,
     most_latents: int = 5,
     jump: float = 0.03,
@@ -104,11 +106,12 @@ def absorption(
     Args:
         sae: The dictionary.
         x: Activations of training and test rows.
-        classes: The class of each of those rows, such as `first_letters(words)`.
+        classes: The class of each of those rows, such as `first_letters(words)`; None for a row of
+            no class, which only serves as an example of what the others are not.
         most_latents: Latents that may stand for a class.
         jump: What another latent must add to the F1 to stand for the class too.
         alike: Cosine with the probe that an absorbing latent's direction has at least.
-        share: Share of the probe's projection that it must bring.
+        share: Share of the activation's projection on the probe's normal that it must bring.
 
     Raises:
         InvalidValue: If lengths differ, or fewer than two classes have 10 rows in both parts.
@@ -120,7 +123,8 @@ def absorption(
     for rows, labels in zip(x, classes, strict=True):
         if len(rows) != len(labels):
             raise InvalidValue(f"{len(labels)} classes for {len(rows)} activations: give one each")
-    counted = {value: min(list(part).count(value) for part in classes) for value in set(classes[0])}
+    named = set(classes[0]) - {None}
+    counted = {value: min(list(part).count(value) for part in classes) for value in named}
     kept = sorted((value for value, rows in counted.items() if rows >= FEW), key=str)
     if len(kept) < 2:
         raise InvalidValue(
@@ -141,15 +145,17 @@ def absorption(
     return Absorption(tuple(found), left_out)
 
 
-def first_letters(words: Sequence[str]) -> list[str]:
-    """Returns the first letter of each word, lower case, "" where it does not begin with one.
+def first_letters(words: Sequence[str]) -> list[str | None]:
+    """Returns the first letter of each word, lower case, None where it does not begin with one.
+
+    Letters are a to z.
 
     Example:
         >>> first_letters([" Snake", "apple", "7up"])
-        ['s', 'a', '']
+        ['s', 'a', None]
     """
     letters = [word.strip()[:1].lower() for word in words]
-    return [letter if letter in string.ascii_lowercase else "" for letter in letters]
+    return [letter if letter and letter in ascii_lowercase else None for letter in letters]
 
 
 def probe_f1(probe: Probe, z: Tensor, y: Tensor) -> float:
@@ -176,7 +182,7 @@ def _standing_for(
 
 
 def _along(d: Tensor, read: Probe) -> Tensor:
-    """Returns (d_sae,), how far each direction goes along the probe's unit normal."""
+    """Returns (rows,), how far each direction or activation goes along the probe's unit normal."""
     normal = (read.weight / read.deviation).to(d.dtype)
     return d @ (normal / normal.norm().clamp_min(1e-12))
 
@@ -202,7 +208,8 @@ def _absorbed(
     most = brought.max(1)
     # With codes of both signs a direction may point against the probe and still bring it.
     near = cosine[most.indices].abs() >= alike
-    absorbed = silent & near & (most.values >= share * brought.clamp_min(0).sum(1))
+    projection = _along(x[right], read)
+    absorbed = silent & near & (projection >= 0) & (most.values >= share * projection)
     absorbed &= most.values > 0
     by_latent = torch.bincount(most.indices[absorbed], minlength=len(d))
     return ClassAbsorption(

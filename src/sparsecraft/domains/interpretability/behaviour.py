@@ -12,20 +12,25 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsecraft.core.errors import InvalidValue, UnknownName
+from sparsecraft.domains.interpretability.model_answers import (
+    KINDS,
+    Kind,
+    answer,
+    device_of,
+    log_predictions,
+    log_similarities,
+    reader_of,
+)
 from sparsecraft.model.activation_store import ActivationStore
 from sparsecraft.model.hook_points import hook_point
-
-Kind = Literal["auto", "next token", "similarity"]
-KINDS: tuple[Kind, ...] = ("auto", "next token", "similarity")
-SHARPNESS = 20.0
-"""What similarities, which are cosines, are multiplied with before the softmax."""
+from sparsecraft.model.sae.estimator import evaluating
 
 Replace = Callable[[Tensor], Tensor]
 """From rows (n, d) to what stands in their place."""
@@ -69,6 +74,7 @@ class Behaviour:
         loss: Nats of the next token; None for an encoder.
         divergence: KL from the clean prediction (nats a token), or from the clean similarities
             (nats a text).
+        remark: What must be known of the kind, or None.
     """
 
     kind: str
@@ -76,6 +82,7 @@ class Behaviour:
     tokens: int
     loss: Recovered | None
     divergence: Recovered
+    remark: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Returns it as plain values, with the shares recovered."""
@@ -105,7 +112,8 @@ def behaviour(
         store: With its token ids.
         replace: From activations to reconstructions.
         mean: (d,), of the data.
-        kind: "next token", "similarity", or "auto": by what the model returns.
+        kind: "next token", "similarity", or "auto": by what the model returns, and whether its
+            predictions see the tokens behind them.
         contexts: How many at most.
         batch: Contexts in a forward pass; similarities are those within a batch.
         progress: Told (stage, contexts done, contexts in all).
@@ -121,19 +129,25 @@ def behaviour(
         "clean": None,
         "reconstructed": replace,
         "zero": torch.zeros_like,
-        "mean": lambda x: mean.to(x.dtype).expand_as(x),
+        "mean": lambda x: mean.to(x).expand_as(x),
     }
-    totals = _Totals(kind)
-    with _evaluating(model):
+    device, at = device_of(model), store.at or ""
+    with evaluating(model):
+        reader = reader_of(model, at, kind, ids)
+        totals = _Totals(reader.kind)
         for start in range(0, len(ids), batch):
-            tokens, mask = ids[start : start + batch], chosen[start : start + batch]
-            found = {
-                name: _run(model, store.at or "", tokens, mask, each) for name, each in arms.items()
-            }
+            tokens = ids[start : start + batch].to(device)
+            mask = chosen[start : start + batch].to(device)
+            found = {}
+            for name, each in arms.items():
+                with ExitStack() as stack:
+                    if each is not None:
+                        stack.enter_context(replaced(model, at, mask, each))
+                    found[name] = answer(reader.module, tokens)
             totals.add(found, tokens, mask)
             if progress is not None:
                 progress("behaviour", min(start + batch, len(ids)), len(ids))
-    return totals.behaviour(len(ids), int(chosen.sum()))
+    return totals.behaviour(len(ids), int(chosen.sum()), reader.remark)
 
 
 class _Totals:
@@ -147,14 +161,12 @@ class _Totals:
 
     def add(self, outputs: dict[str, Any], tokens: Tensor, mask: Tensor) -> None:
         """Takes the outputs of all arms on one batch into account."""
-        if self.kind == "auto":
-            self.kind = _kind_of(outputs["clean"])
         if self.kind == "similarity":
             self._add_similarities(outputs, tokens)
         else:
             self._add_predictions(outputs, tokens, mask)
 
-    def behaviour(self, contexts: int, tokens: int) -> Behaviour:
+    def behaviour(self, contexts: int, tokens: int, remark: str | None) -> Behaviour:
         """Returns the means."""
         if not self.counted:
             raise InvalidValue(
@@ -169,15 +181,17 @@ class _Totals:
             tokens,
             Recovered(**loss) if loss else None,
             Recovered(**divergence),
+            remark,
         )
 
     def _add_predictions(self, outputs: dict[str, Any], tokens: Tensor, mask: Tensor) -> None:
         counts = mask[:, :-1] & (tokens[:, 1:] >= 0)
         self.counted += int(counts.sum())
-        clean = _log_predictions(outputs["clean"], counts)
+        clean = log_predictions(outputs["clean"], counts)
         for name, output in outputs.items():
-            found = _log_predictions(output, counts)
-            loss = F.nll_loss(found, tokens[:, 1:][counts].long(), reduction="sum")
+            found = log_predictions(output, counts)
+            following = tokens[:, 1:][counts].long().to(found.device)
+            loss = F.nll_loss(found, following, reduction="sum")
             self.loss[name] = self.loss.get(name, 0.0) + float(loss.double())
             self._add_divergence(name, clean, found)
 
@@ -185,9 +199,9 @@ class _Totals:
         if len(tokens) < 2:
             return
         self.counted += len(tokens)
-        clean = _log_similarities(outputs["clean"], tokens)
+        clean = log_similarities(outputs["clean"], tokens)
         for name, output in outputs.items():
-            self._add_divergence(name, clean, _log_similarities(output, tokens))
+            self._add_divergence(name, clean, log_similarities(output, tokens))
 
     def _add_divergence(self, name: str, clean: Tensor, found: Tensor) -> None:
         divergence = F.kl_div(found, clean, log_target=True, reduction="none").sum(-1)
@@ -210,20 +224,6 @@ def _texts(store: ActivationStore, contexts: int) -> tuple[Tensor, Tensor]:
     return tokens[used], chosen[used]
 
 
-def _run(model: nn.Module, at: str, tokens: Tensor, mask: Tensor, replace: Replace | None) -> Any:
-    """Returns what the model says with the chosen activations replaced."""
-    there = tokens >= 0
-    ids = tokens.clamp_min(0).long()
-    with ExitStack() as stack:
-        if replace is not None:
-            stack.enter_context(replaced(model, at, mask, replace))
-        return (
-            model(input_ids=ids)
-            if bool(there.all())
-            else model(input_ids=ids, attention_mask=there.long())
-        )
-
-
 @contextmanager
 def replaced(model: nn.Module, at: str, mask: Tensor, replace: Replace) -> Iterator[None]:
     """Within the block, the activations at a hook point where the mask is True are others.
@@ -236,8 +236,8 @@ def replaced(model: nn.Module, at: str, mask: Tensor, replace: Replace) -> Itera
     """
 
     def edit(hidden: Tensor) -> Tensor:
-        changed = hidden.clone()
-        changed[mask] = replace(hidden[mask]).to(hidden.dtype)
+        changed, where = hidden.clone(), mask.to(hidden.device)
+        changed[where] = replace(hidden[where]).to(hidden)
         return changed
 
     handle = hook_point(model, at).replace(edit)
@@ -245,49 +245,6 @@ def replaced(model: nn.Module, at: str, mask: Tensor, replace: Replace) -> Itera
         yield
     finally:
         handle.remove()
-
-
-def _kind_of(output: Any) -> Kind:
-    if isinstance(getattr(output, "logits", output), Tensor):
-        return "next token"
-    if isinstance(getattr(output, "last_hidden_state", None), Tensor):
-        return "similarity"
-    raise InvalidValue(
-        f"the model returns {type(output).__name__}, which has neither logits nor "
-        "last_hidden_state: leave the model out, or wrap it in a module that returns one"
-    )
-
-
-def _log_predictions(output: Any, counts: Tensor) -> Tensor:
-    """Returns (tokens, vocabulary) log probabilities of the counted positions."""
-    logits = getattr(output, "logits", output)
-    if not isinstance(logits, Tensor) or logits.dim() != 3:
-        raise InvalidValue(
-            "the model gives no logits for every token: for an encoder use kind='similarity'"
-        )
-    return logits[:, :-1][counts].float().log_softmax(-1)
-
-
-def _log_similarities(output: Any, tokens: Tensor) -> Tensor:
-    """Returns (texts, texts - 1) log softmaxes of the similarities of mean-pooled embeddings."""
-    hidden = getattr(output, "last_hidden_state", output)
-    if not isinstance(hidden, Tensor) or hidden.dim() != 3:
-        raise InvalidValue("the model gives no hidden state for every token to pool")
-    there = (tokens >= 0).to(hidden.dtype)[:, :, None]
-    embeddings = F.normalize((hidden * there).sum(1) / there.sum(1), dim=1).float()
-    others = ~torch.eye(len(tokens), dtype=torch.bool)
-    similarities = SHARPNESS * (embeddings @ embeddings.T)
-    return similarities[others].view(len(tokens), -1).log_softmax(-1)
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
 
 
 def _share(ablated: float, reconstructed: float, clean: float) -> float:

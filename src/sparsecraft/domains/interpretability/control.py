@@ -110,7 +110,9 @@ class EditScore:
 
     Args:
         name: Of the edit.
-        changed: Latents changed, taken out and put in together; nan for the ceiling and the floor.
+        changed: Latents whose amplitude the edit changes in a row, on average: those taken out and
+            those put in together; fewer than asked for where fewer are active. nan for the
+            ceiling and the floor, which change none.
         agreement: Share of rows in which the model says the same as with the changed prompt's own
             activations put in.
         rescaled: The agreement from 0 at the floor to 1 at the ceiling; nan if they are equal.
@@ -142,7 +144,7 @@ class EditTable:
         return [
             (
                 score.name,
-                "-" if score.changed != score.changed else f"{score.changed:g}",
+                "-" if score.changed != score.changed else f"{score.changed:.3g}",
                 f"{score.agreement:.3f}",
                 f"{score.rescaled:.3f}",
                 f"{score.weight:.3f}",
@@ -224,6 +226,8 @@ def agreement_at_weight(scores: Sequence[EditScore], floor: EditScore, weight: f
 def _changed(edit: Edit) -> float:
     if not edit.removed.shape[1]:
         return float("nan")
+    if edit.changed is not None:
+        return float(edit.changed.double().mean())
     together = edit.removed is edit.added
     return float(edit.removed.shape[1] * (1 if together else 2))
 

@@ -30,6 +30,8 @@ class Edit:
         weight: (rows,), the share of the reconstruction that the removed latents made.
         distances: (rows, k), after each latent how far the activation is from its target; only of
             greedy edits.
+        changed: int64 (rows,), how many latents have another amplitude than before; None: all that
+            `removed` and `added` name.
     """
 
     edited: Tensor
@@ -37,6 +39,7 @@ class Edit:
     added: Tensor
     weight: Tensor
     distances: Tensor | None = None
+    changed: Tensor | None = None
 
 
 @torch.no_grad()
@@ -76,18 +79,21 @@ def greedy_edit(
     left = x_changed - x if toward == "activation" else step @ d
     norms = d.square().sum(1)
     edited, chosen, distances = x.clone(), [], []
+    moves = torch.zeros(len(x), dtype=torch.int64, device=x.device)
     for _ in range(k):
         # ||left - c d||^2 = ||left||^2 + c^2 ||d||^2 - 2 c <d, left>
         change = step.square() * norms - 2 * step * (left @ d.T)
         best = change.argmin(1, keepdim=True)
         moved = step.gather(1, best) * d[best[:, 0]]
         edited, left = edited + moved, left - moved
+        # Once a latent has moved its step is zero, so that it counts once.
+        moves += step.gather(1, best)[:, 0] != 0
         step = step.scatter(1, best, 0.0)
         chosen.append(best)
         distances.append(left.norm(dim=1, keepdim=True))
     removed = torch.cat(chosen, 1)
     weight = removed_weight(feature_weights(before, d), _distinct_only(removed, before))
-    return Edit(edited, removed, removed, weight, torch.cat(distances, 1))
+    return Edit(edited, removed, removed, weight, torch.cat(distances, 1), moves)
 
 
 @torch.no_grad()
@@ -123,13 +129,15 @@ def f1_edit(
     """
     _check(sae, x, x_changed, k)
     before, after = amplitudes(sae, x), amplitudes(sae, x_changed)
-    d = directions(sae)
-    removed, out = _ranked_and_active(before, f1.T[old], k)
-    added, put = _ranked_and_active(after, f1.T[new], k)
+    d, by_value = directions(sae), f1.T.to(before.device)
+    removed, out = _ranked_and_active(before, by_value[old], k)
+    added, put = _ranked_and_active(after, by_value[new], k)
     edited = x - _sum(out, removed, d) + _sum(put, added, d)
     # An inactive latent, which fills up where fewer are active, has weight 0.
     weight = removed_weight(feature_weights(before, d), removed)
-    return Edit(edited, removed, added, weight)
+    # A latent that goes and comes again changes only if it comes with another amplitude.
+    change = torch.zeros_like(before).scatter_add(1, removed, -out).scatter_add(1, added, put)
+    return Edit(edited, removed, added, weight, changed=(change != 0).sum(1))
 
 
 def _ranked_and_active(code: Tensor, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:

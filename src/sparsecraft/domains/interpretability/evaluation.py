@@ -17,12 +17,15 @@ from torch import Tensor, nn
 
 from sparsecraft.core.errors import InvalidValue
 from sparsecraft.core.fidelity import ReconstructionSums
-from sparsecraft.domains.interpretability.behaviour import Kind, behaviour
+from sparsecraft.domains.interpretability.behaviour import behaviour
 from sparsecraft.domains.interpretability.latent_amplitudes import scale_warning
 from sparsecraft.domains.interpretability.latent_statistics import LatentStatistics, alikeness
+from sparsecraft.domains.interpretability.model_answers import Kind
 from sparsecraft.domains.interpretability.sae_evaluation import SAEEvaluation
 from sparsecraft.model.activation_store import ActivationBatch, ActivationStore
 from sparsecraft.model.sae import SparseAutoencoder
+from sparsecraft.model.sae.checks import check_targets
+from sparsecraft.model.sae.origin import harvest_remarks, harvest_settings
 
 Progress = Callable[[str, int, int], None]
 FEW_TOKENS = 1_000_000
@@ -49,16 +52,18 @@ def evaluate(
         sae: The autoencoder; its mode is restored.
         store: Activations, or a tensor (rows, d_in); or None with texts.
         model: Whose activations they are.
-        texts: What the model shall read, in place of a store.
+        texts: What the model shall read, in place of a store, as it did in the training.
         tokenizer: Of the texts; by default the model's own.
-        behaves: "next token", "similarity" (encoders), or "auto": by what the model returns.
+        behaves: "next token", "similarity" (encoders and masked language models), or "auto": by
+            what the model returns, and whether its predictions see the tokens behind them.
         contexts: For the behaviour, how many at most.
         batch: Activations encoded at once.
         seed: Of the latents that are drawn where not all directions are compared.
         progress: Told (stage, done, in all).
 
     Raises:
-        InvalidValue: If there are no activations, or they have another width.
+        InvalidValue: If there are no activations, they have another width, or this is a transcoder
+            and they have no targets.
         NonFinite: If an activation is NaN or infinite.
 
     Example:
@@ -78,11 +83,13 @@ def evaluate(
             f"the store has {given.d_in} entries in an activation, the autoencoder reads "
             f"{sae.d_in}: was it trained at another hook point?"
         )
+    check_targets(sae, given.has_target)
     training = sae.training
     sae.eval()
     try:
         measured = _Pass(sae, given, batch, progress)
         found, notes = measured.run(), measured.notes()
+        notes += [] if texts is None else harvest_remarks(sae.info)
         kept = None
         if model is not None and (reason := _no_behaviour(sae, given)):
             notes.append(reason)
@@ -91,6 +98,7 @@ def evaluate(
                 model, given, sae, measured.mean(), kind=behaves, contexts=contexts,
                 progress=progress,
             )  # fmt: skip
+            notes += [] if kept.remark is None else [kept.remark]
     finally:
         sae.train(training)
     return SAEEvaluation(**found, **_directions(sae, seed), behaviour=kept, notes=tuple(notes))
@@ -157,14 +165,15 @@ class _Pass:
     def _add(self, part: ActivationBatch) -> None:
         sae = self.sae
         x = sae.check_input(part.x)
-        target = x if part.target is None else part.target.to(x.dtype)
+        target = x if part.target is None else part.target.to(x)
         inner, undo = sae.normalise_rows(x)
-        code = sae.sparse_encode(x, gradient=part.gradient)
+        gradient = part.gradient if sae.activation.needs_gradient else None
+        code = sae.sparse_encode(x, gradient=gradient)
         reconstruction = undo(sae.reconstruct(code, inner))
         self.sums.add(target, reconstruction)
         place = self.store.place(part.index)
         self.latents.add(code, None if place is None else place[0])
-        self.total += x.double().sum(0)
+        self.total += x.double().sum(0).cpu()
         self.lengths += float(target.norm(dim=1).double().sum())
         self.reconstructed_lengths += float(reconstruction.norm(dim=1).double().sum())
         if self.warning is None:
@@ -196,17 +205,18 @@ def _store(
     return ActivationStore(
         model,
         at=str(at),
+        to=sae.info.get("hook_out") if sae.transcoder else None,
         texts=texts,
         tokenizer=tokenizer,
-        context=int(sae.info.get("context", 128)),
         gradients=sae.activation.needs_gradient,
         progress=progress,
+        **harvest_settings(sae.info),
     )
 
 
 def _no_behaviour(sae: SparseAutoencoder, store: ActivationStore) -> str | None:
     """Returns why the model's behaviour cannot be measured, or None."""
-    if sae.d_out != sae.d_in or store.d_out != store.d_in:
+    if sae.transcoder:
         return (
             "this is a transcoder, which reads one place and writes another, so its reconstruction "
             "was not put into the model; its FVU is that of what it reconstructs"

@@ -7,8 +7,9 @@ so that it loses every ranking.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import torch
 from torch import Tensor
@@ -114,6 +115,78 @@ def union_f1(active: Tensor, masks: Tensor, max_group: int = 10) -> UnionScores:
     by_size = torch.stack(found, 1)
     best = by_size.max(1)
     return UnionScores(best.values, best.indices + 1, by_size)
+
+
+@dataclass(frozen=True)
+class ConjunctionScores:
+    """The best conjunction of two properties for each latent.
+
+    Args:
+        f1: (latents,), of the best conjunction; 0 if none was scored.
+        best: int64 (latents,), its place in `conjunctions`; -1 if none was scored.
+        conjunctions: The pairs that were scored: (attribute, place of its value) twice.
+        left_out: How many others occur, but too seldom, or beyond the number allowed.
+    """
+
+    f1: Tensor
+    best: Tensor
+    conjunctions: tuple[tuple[tuple[str, int], tuple[str, int]], ...]
+    left_out: int
+
+
+def conjunction_f1(
+    active: Tensor, index: Mapping[str, Tensor], *, most: int = 1000, least: int = 5
+) -> ConjunctionScores:
+    """Returns how well each latent stands for two values at once, of two different attributes.
+
+    Args:
+        active: bool (rows, latents).
+        index: Attribute to int64 (rows,), the place of each row's value.
+        most: Conjunctions scored at most; the most frequent ones are.
+        least: Rows in which a conjunction must hold to be scored.
+
+    Raises:
+        InvalidValue: If there are fewer than two attributes, rows differ in number, or a number is
+            not allowed.
+
+    Example:
+        >>> index = {"a": torch.tensor([0, 0, 1, 1]), "b": torch.tensor([0, 1, 0, 1])}
+        >>> scores = conjunction_f1(torch.tensor([[0], [1], [0], [0]]).bool(), index, least=1)
+        >>> scores.f1.tolist(), scores.conjunctions[int(scores.best[0])]
+        ([1.0], (('a', 0), ('b', 1)))
+    """
+    if len(index) < 2 or most < 1 or least < 1:
+        raise InvalidValue(
+            f"{len(index)} attributes, most={most} and least={least} are not allowed: give at "
+            "least two attributes, and numbers of at least 1"
+        )
+    for name, values in index.items():
+        if len(values) != len(active):
+            raise InvalidValue(f"{name!r} has {len(values)} values for {len(active)} rows")
+    found = _together(index)
+    kept = [each for each in found if len(each[1]) >= least][:most]
+    if not kept:
+        nothing = torch.full((active.shape[1],), -1)
+        return ConjunctionScores(torch.zeros(len(nothing)).double(), nothing, (), len(found))
+    fired = active.sum(0).double()
+    f1 = torch.stack([2 * active[rows].sum(0) / (fired + len(rows)) for _, rows in kept], 1)
+    best = f1.max(1)
+    pairs = tuple(pair for pair, _ in kept)
+    return ConjunctionScores(best.values, best.indices, pairs, len(found) - len(kept))
+
+
+def _together(
+    index: Mapping[str, Tensor],
+) -> list[tuple[tuple[tuple[str, int], tuple[str, int]], Tensor]]:
+    """Returns all pairs of values that occur, with their rows, the most frequent first."""
+    found = []
+    for (a, first), (b, second) in combinations(index.items(), 2):
+        joined, place = torch.stack([first, second], 1).unique(dim=0, return_inverse=True)
+        counts = torch.bincount(place, minlength=len(joined)).tolist()
+        rows = place.argsort(stable=True).split(counts)
+        for (i, j), each in zip(joined.tolist(), rows, strict=True):
+            found.append((((a, i), (b, j)), each))
+    return sorted(found, key=lambda each: -len(each[1]))
 
 
 def feature_weights(amplitudes: Tensor, directions: Tensor) -> Tensor:

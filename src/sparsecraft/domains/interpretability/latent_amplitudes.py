@@ -23,7 +23,7 @@ def amplitudes(sae: SparseAutoencoder, x: Tensor) -> Tensor:
     Raises:
         InvalidValue: If the autoencoder reconstructs another tensor than it reads.
     """
-    if sae.d_in != sae.d_out or sae.W_skip is not None:
+    if sae.transcoder or sae.W_skip is not None:
         raise InvalidValue(
             "this autoencoder is a transcoder: its latents write to another tensor than they are "
             "read from, so activations cannot be edited along them"

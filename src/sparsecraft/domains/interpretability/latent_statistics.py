@@ -14,7 +14,9 @@ from torch import Tensor
 from sparsecraft.core import seeds
 from sparsecraft.core.code import Code
 
-COSINE_LATENTS = 2048
+ALL_COMPARED = 2**15
+DRAWN = 2048
+"""Latents looked at where there are more than `ALL_COMPARED`: all pairs would take minutes."""
 ROWS_AT_ONCE = 256
 DECADES = (-7, 0)
 """Powers of ten between which the histogram of densities has bins of half a decade."""
@@ -48,11 +50,12 @@ class LatentStatistics:
             code: Of rows in the order of the store.
             contexts: int64 (rows,), the context of each row, or None without a text.
         """
+        code = code.to("cpu")  # where the store's contexts are
         there = code.values != 0
         self.rows += len(code)
         self.active += int(there.sum())
         self.magnitude += float(code.values.detach().double().abs().sum())
-        self.fired += code.fired().cpu()
+        self.fired += code.fired()
         if contexts is not None:
             self._count_contexts(code, there, contexts)
 
@@ -125,30 +128,48 @@ class Alikeness:
 
     Args:
         mean: Over the latents that were looked at.
-        largest: Of all of them.
+        largest: Over the latents that were looked at; each is compared with all.
         latents: How many were looked at.
+        among: How many there are.
     """
 
     mean: float
     largest: float
     latents: int
+    among: int
 
 
 def alikeness(vectors: Tensor, *, seed: int = 0) -> Alikeness:
     """Returns how near directions (latents, d) come to each other.
 
-    Of more than 2,048 latents that many are drawn, and each is compared with all.
+    All are looked at up to 32,768; of more, 2,048 are drawn, and each is compared with all.
     """
     norms = vectors.norm(dim=1, keepdim=True)
     unit = vectors / norms.clamp_min(torch.finfo(vectors.dtype).tiny)
-    chosen = torch.arange(len(unit))
-    if len(unit) > COSINE_LATENTS:
+    if len(unit) <= ALL_COMPARED:
+        nearest = _nearest_of_all(unit)
+    else:
         draw = seeds.generator(seed, "alikeness")
-        chosen = torch.randperm(len(unit), generator=draw)[:COSINE_LATENTS]
+        nearest = _nearest_of(unit, torch.randperm(len(unit), generator=draw)[:DRAWN])
+    return Alikeness(float(nearest.mean()), float(nearest.max()), len(nearest), len(unit))
+
+
+def _nearest_of_all(unit: Tensor) -> Tensor:
+    """Returns (latents,) largest |cosine| with another, each pair computed once."""
+    nearest = unit.new_zeros(len(unit))
+    for first in range(0, len(unit), ROWS_AT_ONCE):
+        part = slice(first, first + ROWS_AT_ONCE)
+        cosines = (unit[part] @ unit[first:].T).abs().fill_diagonal_(0.0)
+        nearest[part] = nearest[part].maximum(cosines.amax(1))
+        nearest[first:] = nearest[first:].maximum(cosines.amax(0))
+    return nearest
+
+
+def _nearest_of(unit: Tensor, chosen: Tensor) -> Tensor:
+    """Returns (chosen,) largest |cosine| of some with any other."""
     found = []
     for part in chosen.split(ROWS_AT_ONCE):
         cosines = (unit[part] @ unit.T).abs()
         cosines[torch.arange(len(part)), part] = 0.0
-        found.append(cosines.max(1).values)
-    largest = torch.cat(found)
-    return Alikeness(float(largest.mean()), float(largest.max()), len(chosen))
+        found.append(cosines.amax(1))
+    return torch.cat(found)

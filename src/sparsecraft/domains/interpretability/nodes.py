@@ -63,7 +63,7 @@ class Node:
                 f"({len(hidden)}, {width})"
             )
         changed = hidden.clone()
-        values = values.to(hidden.dtype)
+        values = values.to(hidden)
         if self.position is None:
             changed[:, place] = values
         else:
@@ -104,7 +104,7 @@ def activations(
         batch: Prompts in a forward pass.
     """
     found: list[list[Tensor]] = [[] for _ in nodes]
-    for rows, part in _batches(inputs, batch):
+    for rows, part in batches(inputs, batch):
         with ExitStack() as stack:
             for node, kept in zip(nodes, found, strict=True):
 
@@ -112,7 +112,7 @@ def activations(
                     kept.append(_at_least_float(node.read(hidden.detach(), rows)))  # noqa: B023
 
                 stack.enter_context(_removed(hook_point(model, node.at).watch(look)))
-            _call(model, part)
+            call(model, part)
     return [torch.cat(kept) for kept in found]
 
 
@@ -137,7 +137,7 @@ def run(
     """
     take = last_logits if logits is None else logits
     found = []
-    for rows, part in _batches(inputs, batch):
+    for rows, part in batches(inputs, batch):
         with ExitStack() as stack:
             for node, values in (replaced or {}).items():
 
@@ -147,17 +147,64 @@ def run(
                     return node.write(hidden, rows, values)  # noqa: B023
 
                 stack.enter_context(_removed(hook_point(model, node.at).replace(edit)))
-            found.append(take(_call(model, part)).detach())
+            found.append(take(call(model, part)).detach())
     return torch.cat(found)
+
+
+@dataclass(frozen=True, eq=False)
+class NodeOutputs:
+    """The function from a node's values, or None for its own, to what the model says.
+
+    Args:
+        model: Any module.
+        node: Where values are put in.
+        inputs: The prompts.
+        logits: As in `run`.
+        batch: Prompts in a forward pass.
+    """
+
+    model: nn.Module
+    node: Node
+    inputs: Inputs
+    logits: Logits | None = None
+    batch: int = 512
+
+    def __call__(self, values: Tensor | None) -> Tensor:
+        """Returns (rows, classes) with the node's values (rows, d) replaced, or left alone."""
+        replaced = {} if values is None else {self.node: values}
+        return run(self.model, self.inputs, replaced, logits=self.logits, batch=self.batch)
+
+    def gradient(self, metric: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
+        """Returns (rows, d), the gradient of each row's metric with respect to the node's values.
+
+        Args:
+            metric: From (rows, classes) to (rows,), differentiable.
+            values: (rows, d), where the gradient is taken.
+        """
+        said = self(values).requires_grad_()
+        with torch.enable_grad():
+            (back,) = torch.autograd.grad(metric(said).sum(), said)
+        parts = batches(self.inputs, self.batch)
+        return torch.cat([self._back(rows, part, values, back) for rows, part in parts])
+
+    def _back(self, rows: slice, part: Inputs, values: Tensor, back: Tensor) -> Tensor:
+        """Returns the gradient of one batch, of that with respect to the logits."""
+        leaf = values[rows].detach().clone().requires_grad_()
+        take = last_logits if self.logits is None else self.logits
+        handle = hook_point(self.model, self.node.at).replace(
+            lambda hidden: self.node.write(hidden, rows, leaf)
+        )
+        with torch.enable_grad(), _removed(handle):
+            said = take(call(self.model, part))
+            (found,) = torch.autograd.grad(said, leaf, back[rows].to(said), allow_unused=True)
+        return torch.zeros_like(leaf) if found is None else found
 
 
 def outputs(
     model: nn.Module, node: Node, inputs: Inputs, *, logits: Logits | None = None
-) -> Outputs:
+) -> NodeOutputs:
     """Returns the function from a node's values, or None for its own, to what the model says."""
-    return lambda values: run(
-        model, inputs, {} if values is None else {node: values}, logits=logits
-    )
+    return NodeOutputs(model, node, inputs, logits)
 
 
 def last_logits(output: Any) -> Tensor:
@@ -177,7 +224,12 @@ def last_logits(output: Any) -> Tensor:
     return found[:, -1] if found.dim() == 3 else found
 
 
-def _batches(inputs: Inputs, batch: int) -> Iterator[tuple[slice, Inputs]]:
+def batches(inputs: Inputs, batch: int) -> Iterator[tuple[slice, Inputs]]:
+    """Gives which rows, and their inputs, so many at a time.
+
+    Raises:
+        InvalidValue: If there are none.
+    """
     rows = len(inputs) if isinstance(inputs, Tensor) else len(next(iter(inputs.values())))
     if not rows:
         raise InvalidValue("no prompts were given: give at least one")
@@ -189,7 +241,8 @@ def _batches(inputs: Inputs, batch: int) -> Iterator[tuple[slice, Inputs]]:
             yield part, {name: each[part] for name, each in inputs.items()}
 
 
-def _call(model: nn.Module, inputs: Inputs) -> Any:
+def call(model: nn.Module, inputs: Inputs) -> Any:
+    """Returns what the model returns for inputs."""
     return model(inputs) if isinstance(inputs, Tensor) else model(**inputs)
 
 

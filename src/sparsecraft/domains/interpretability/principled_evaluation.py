@@ -2,10 +2,13 @@
 
 Makelov et al. (2024) judge a dictionary by what a model does: whether reconstructions suffice and
 are needed, whether an attribute can be edited by few latents, and whether latents stand for values
-of attributes. Every figure has beside it that of a dictionary of the known attributes (the ceiling)
-and of no edit (the floor). The pieces are functions of their own (`control`, `editing`,
-`feature_scores`, `supervised_dictionary`); this puts them together for one node and one changed
-attribute.
+of attributes. Edits stand beside those of a dictionary of the known attributes (the ceiling) and
+beside no edit (the floor). Sufficiency and necessity stand beside that dictionary's, and are 0 for
+mean ablation by definition. F1 scores and cosines are 1 for its codes by construction, and stand
+beside what shuffled labels give.
+
+The pieces are functions of their own (`control`, `editing`, `label_scores`,
+`supervised_dictionary`); this puts them together for one node and one changed attribute.
 """
 
 from __future__ import annotations
@@ -28,13 +31,21 @@ from sparsecraft.domains.interpretability.control import (
     evaluate_approximation,
 )
 from sparsecraft.domains.interpretability.editing import Edit, f1_edit, greedy_edit
-from sparsecraft.domains.interpretability.feature_scores import feature_f1, union_f1, value_masks
-from sparsecraft.domains.interpretability.latent_amplitudes import amplitudes, scale_warning
+from sparsecraft.domains.interpretability.feature_scores import feature_f1, value_masks
+from sparsecraft.domains.interpretability.label_scores import label_scores
+from sparsecraft.domains.interpretability.latent_amplitudes import (
+    amplitudes,
+    directions,
+    scale_warning,
+)
+from sparsecraft.domains.interpretability.nodes import NodeOutputs
+from sparsecraft.domains.interpretability.principled_scores import PrincipledScores
 from sparsecraft.domains.interpretability.supervised_dictionary import (
     CODES,
     Codes,
     SupervisedDictionary,
 )
+from sparsecraft.domains.interpretability.value_latents import value_latents
 from sparsecraft.model.sae import SparseAutoencoder
 
 NEEDED = ("x", "x_changed", "attributes", "changed")
@@ -74,21 +85,28 @@ class PrincipledEvaluation(Evaluation):
         codes: Of the supervised dictionary, "mean" or "mse".
         sizes: Latents taken out, and as many put in.
         max_group: Values joined in a union at most.
+        max_conjunctions: Pairs of values of two attributes that are scored at most.
+        seed: Of the shuffled labels.
     """
 
     attribute: str | None = None
     codes: Codes = "mean"
     sizes: tuple[int, ...] = (1, 2, 4)
     max_group: int = 10
+    max_conjunctions: int = 1000
+    seed: int = 0
 
     def __post_init__(self) -> None:
         if self.codes not in CODES:
             raise UnknownName("kind of codes", str(self.codes), CODES)
         if not self.sizes or min(self.sizes) < 1:
             raise InvalidValue(f"sizes={self.sizes} are not allowed: give numbers of at least 1")
+        for name in ("max_group", "max_conjunctions"):
+            if getattr(self, name) < 1:
+                raise InvalidValue(f"{name}={getattr(self, name)} is not allowed: at least 1")
 
-    def measure(self, model: Any, data: Iterable[Batch]) -> dict[str, float]:
-        """Returns the figures by name, those of the supervised dictionary and the floor beside.
+    def measure(self, model: Any, data: Iterable[Batch]) -> PrincipledScores:
+        """Returns the figures by name, those of the ceiling and the floor beside, and notes.
 
         Args:
             model: The autoencoder.
@@ -97,7 +115,8 @@ class PrincipledEvaluation(Evaluation):
                 activations (rows, d) on prompts and on changed ones; `attributes` and `changed`,
                 name to the values of the rows; and, in the second, `outputs` (`nodes.outputs`)
                 and `metric` (from logits to a number a row), without which only distances and
-                scores are measured.
+                scores are measured. The attribution distance needs the metric's gradient: that of
+                `nodes.outputs`, or `gradient` (rows, d) in the second batch.
 
         Raises:
             InvalidValue: If there are not two batches, something is missing, or not exactly one
@@ -107,18 +126,20 @@ class PrincipledEvaluation(Evaluation):
         fit, tested = self._parts(model, data)
         known = SupervisedDictionary(self.codes).fit(fit["x"], fit["attributes"])
         name = self._attribute(known, tested)
-        index = known.indices(fit["attributes"])[name]
-        masks = value_masks(index, len(known.values[name]))
-        active = amplitudes(model, fit["x"]) != 0
-        scores = feature_f1(active, masks)
-        union = union_f1(active, masks, self.max_group)
-        found = {
-            "best F1 of a value, mean": float(scores.best()[1].mean()),
-            "latents with F1 over 0.5": scores.share(0.5),
-            "latents with union F1 over 0.5": float((union.f1 >= 0.5).double().mean()),
-        }
-        found |= self._control(model, known, name, scores.f1, tested)
-        return found | self._approximation(model, known, fit["x"].mean(0), tested)
+        # Labels are counted in float64, which not every device has.
+        code, d = amplitudes(model, fit["x"]).cpu(), directions(model).cpu()
+        labels = fit["attributes"]
+        stand = label_scores(
+            code, d, known, labels, name,
+            max_group=self.max_group, max_conjunctions=self.max_conjunctions, seed=self.seed,
+        )  # fmt: skip
+        warning = scale_warning(model, fit["x"])
+        notes = [*([] if warning is None else [warning]), *stand.notes]
+        masks = value_masks(known.indices(labels)[name], len(known.values[name]))
+        f1 = feature_f1(code != 0, masks).f1
+        found = stand.figures | self._control(model, known, name, f1, tested, notes)
+        found |= self._approximation(model, known, fit["x"].mean(0), tested)
+        return PrincipledScores(found, value_latents(code, d, known, labels), tuple(notes))
 
     def _parts(self, model: Any, data: Iterable[Batch]) -> tuple[Batch, Batch]:
         if not isinstance(model, SparseAutoencoder):
@@ -132,9 +153,6 @@ class PrincipledEvaluation(Evaluation):
             missing = [key for key in needed if key not in part]
             if missing:
                 raise InvalidValue(f"a batch lacks {missing[0]!r}; needed are {', '.join(needed)}")
-        warning = scale_warning(model, parts[0]["x"])
-        if warning is not None:
-            raise InvalidValue(warning)
         return parts[0], parts[1]
 
     def _attribute(self, known: SupervisedDictionary, tested: Batch) -> str:
@@ -158,6 +176,7 @@ class PrincipledEvaluation(Evaluation):
         name: str,
         f1: Tensor,
         tested: Batch,
+        notes: list[str],
     ) -> dict[str, float]:
         x, changed = tested["x"], tested["x_changed"]
         old = known.indices(tested["attributes"])[name]
@@ -174,14 +193,22 @@ class PrincipledEvaluation(Evaluation):
                 f"distance, {key}": float((changed - edited).norm(dim=1).mean())
                 for key, edited in distances.items()
             }
-        table = compare_edits(tested["outputs"], x, changed, (supervised, weight), edits)
+        gradient = _gradient(tested)
+        if gradient is None:
+            notes.append("no attribution distance: there is no metric, or no gradient of it")
+        table = compare_edits(
+            tested["outputs"], x, changed, (supervised, weight), edits, gradient=gradient
+        )
         found: dict[str, float] = {}
         for score in table.scores:
             found |= {
                 f"agreement, {score.name}": score.agreement,
+                f"rescaled, {score.name}": score.rescaled,
                 f"weight, {score.name}": score.weight,
                 f"distance, {score.name}": score.distance,
             }
+            if gradient is not None:
+                found[f"attribution distance, {score.name}"] = score.attribution
         return found
 
     def _approximation(
@@ -204,3 +231,14 @@ class PrincipledEvaluation(Evaluation):
                 f"necessity, {name}": each.necessity,
             }
         return found
+
+
+def _gradient(tested: Batch) -> Tensor | None:
+    """Returns the metric's gradient (rows, d) at the node, or None where it cannot be had."""
+    given: Tensor | None = tested.get("gradient")
+    if given is not None:
+        return given
+    outputs = tested["outputs"]
+    if "metric" not in tested or not isinstance(outputs, NodeOutputs):
+        return None
+    return outputs.gradient(tested["metric"], tested["x"])

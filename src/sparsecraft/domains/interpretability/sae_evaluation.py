@@ -96,8 +96,10 @@ class SAEEvaluation:
 
 
 def _alike(found: Alikeness) -> tuple[str, str]:
-    text = f"|cosine| with the nearest other, mean of {found.latents:,}; "
-    return f"{found.mean:.3f}", f"{text}largest {found.largest:.3f}"
+    drawn = found.latents < found.among
+    of = f"{found.latents:,} drawn from {found.among:,}" if drawn else f"all {found.among:,}"
+    text = f"|cosine| with the nearest other, mean of {of}; largest {found.largest:.3f}"
+    return f"{found.mean:.3f}", text
 
 
 def _behaviour_rows(found: Behaviour | None) -> list[tuple[str, str, str]]:

@@ -54,7 +54,7 @@ def steering(
         InvalidValue: If widths differ.
     """
     vector = _vector(direction)
-    with _edited(model, at, vector, mask, lambda rows: rows + alpha * vector.to(rows.dtype)):
+    with _edited(model, at, vector, mask, lambda rows: rows + alpha * vector.to(rows)):
         yield model
 
 
@@ -84,7 +84,7 @@ def ablating(
     unit = vector / vector.norm()
 
     def without(rows: Tensor) -> Tensor:
-        along = unit.to(rows.dtype)
+        along = unit.to(rows)
         return rows - (rows @ along)[..., None] * along
 
     with _edited(model, at, vector, mask, without):
@@ -113,7 +113,9 @@ def _edited(
                 "another place"
             )
         changed = change(hidden)
-        return changed if mask is None else torch.where(mask[..., None], changed, hidden)
+        if mask is None:
+            return changed
+        return torch.where(mask.to(hidden.device)[..., None], changed, hidden)
 
     handle = hook_point(model, at).replace(edit)
     try:

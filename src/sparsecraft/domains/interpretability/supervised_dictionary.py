@@ -87,7 +87,7 @@ class SupervisedDictionary:
         sizes = {name: len(values) for name, values in self.values.items()}
         found = find(rows - mean, index, sizes)
         self.bias = mean.to(x.dtype)
-        self.codes = {name: codes.to(x.dtype) for name, codes in found.items()}
+        self.codes = {name: codes.to(x) for name, codes in found.items()}
         return self
 
     def indices(self, attributes: Attributes, rows: int | None = None) -> dict[str, Tensor]:
@@ -163,7 +163,7 @@ class SupervisedDictionary:
         """Writes codes, vocabularies, bias and `info` to a folder, whole or not at all.
 
         Raises:
-            InvalidValue: If a value is neither text, a number nor a truth value.
+            InvalidValue: If a value is neither text, a number, a truth value nor a tuple of these.
             CheckpointError: If the folder exists.
         """
         self._check_fitted()
@@ -173,7 +173,7 @@ class SupervisedDictionary:
             text = json.dumps(settings, indent=1)
         except TypeError as error:
             raise InvalidValue(
-                f"the dictionary cannot be written: {error}. Use text or numbers as values"
+                f"the dictionary cannot be written: {error}. Values: text, numbers or tuples"
             ) from error
         with atomic_directory(Path(path), overwrite=overwrite) as folder:
             content = save_tensors({key: each.contiguous() for key, each in tensors.items()})
@@ -192,7 +192,9 @@ class SupervisedDictionary:
             settings = json.loads((folder / SETTINGS).read_text())
             tensors = load_tensors((folder / TENSORS).read_bytes())
             made = cls(settings["method"])
-            made.values, made.info = settings["values"], settings["info"]
+            made.info = settings["info"]
+            given = settings["values"].items()
+            made.values = {name: [_hashable(value) for value in values] for name, values in given}
             made.bias = tensors["bias"]
             made.codes = {name: tensors[f"codes.{name}"] for name in made.values}
         except (OSError, KeyError, ValueError) as error:
@@ -223,7 +225,8 @@ def _mean_codes(
 ) -> dict[str, Tensor]:
     """Returns attribute to the mean of the centred rows with each value."""
     found = {}
-    for name, places in index.items():
+    for name, each in index.items():
+        places = each.to(centred.device)
         sums = centred.new_zeros(sizes[name], centred.shape[1]).index_add_(0, places, centred)
         found[name] = sums / torch.bincount(places, minlength=sizes[name])[:, None]
     return found
@@ -255,6 +258,11 @@ def _without(x: Tensor, code: Tensor, mean: Tensor, method: EditMethod) -> Tenso
 
 def _listed(values: Sequence[Hashable] | Tensor) -> list[Hashable]:
     return values.tolist() if isinstance(values, Tensor) else list(values)
+
+
+def _hashable(value: Any) -> Hashable:
+    """Returns a value as it was before JSON, which has lists for tuples; no value is a list."""
+    return tuple(map(_hashable, value)) if isinstance(value, list) else value
 
 
 def _vocabulary(name: str, values: Sequence[Hashable] | Tensor) -> list[Hashable]:

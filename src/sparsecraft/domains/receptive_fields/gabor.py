@@ -196,11 +196,17 @@ def _fits(p: Tensor, unit: Tensor, grid: _Grid, atoms: Tensor) -> GaborFits:
     error = (unit - functions).square().sum(1)
     explained = torch.where(spread > 1e-12, 1 - error / spread.clamp_min(1e-12), 0.0)
     norm = atoms.norm(dim=1)
+    orientation = p[:, 2].remainder(math.pi)
+    # Just below 0, rounding gives pi itself.
+    orientation = orientation.where(orientation < math.pi, 0.0)
+    opposite = (p[:, 2] - orientation).cos() < 0
+    phase = torch.atan2(-p[:, 7], p[:, 6])
     return GaborFits(
         centre=p[:, :2],
-        orientation=p[:, 2].remainder(math.pi),
+        orientation=orientation,
         frequency=p[:, 3],
-        phase=torch.atan2(-p[:, 7], p[:, 6]),
+        # From the other side a wave runs backwards: x' changes its sign, and so does the phase.
+        phase=torch.where(opposite, -phase, phase),
         amplitude=p[:, 6:8].norm(dim=1) * norm,
         width=p[:, 4:6].exp(),
         explained=explained,

@@ -1,18 +1,21 @@
 """Pre-activations of a dictionary, and the selection from them without a matrix of all of them.
 
-In bfloat16 the product costs half, and its results have 8 bits. They only propose: a few more
-candidates than are kept go through the product again in the type of the weights, and the choice
-among them, like every value, is exact. What is not exact: an entry that belongs to the largest is
-missed if `MARGIN` others, too small by themselves, came out ahead of it in bfloat16.
+In bfloat16 the product costs half, and its results have 8 bits. To a selection they only propose: a
+few more candidates than are kept go through the product again in the type of the weights, and the
+choice among them, like every value, is exact. What is not exact: an entry that belongs to the
+largest is missed if `MARGIN` others, too small by themselves, came out ahead of it in bfloat16.
+Where all pre-activations are wanted (`pre_activations`) they keep the 8 bits of the product; the
+bias is added, and gradients are computed, in the type of the input.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from sparsecraft.kernels.codes.memory import converted, empty
 from sparsecraft.kernels.codes.primitives import sampled_products
@@ -32,21 +35,46 @@ Chosen = tuple[Tensor, Tensor, Tensor]
 def pre_activations(
     x: Tensor, weight: Tensor, bias: Tensor | None, precision: Precision = "float32"
 ) -> Tensor:
-    """Returns x W + b (rows, width), in the type of x or in bfloat16; differentiable.
+    """Returns x W + b (rows, width) in the type of x, differentiable.
+
+    With "bfloat16" factors and entries of the product x W are rounded to 8 bits, so that an entry
+    is off by at most about 3 * 2^-9 times |x| |W|. Gradients are those of the product that is not
+    rounded.
 
     Args:
         x: (rows, d_in).
         weight: (d_in, width), of the type of x.
         bias: (width,), or None.
-        precision: "float32" computes in the type of x, "bfloat16" in bfloat16 (sums in float32).
+        precision: Of the product: "float32" is the type of x, "bfloat16" sums in float32.
 
     Raises:
         ValueError: If the precision is unknown.
     """
     _check_precision(precision)
     if precision == "bfloat16":
-        x, weight = x.bfloat16(), weight.bfloat16()
+        u: Tensor = _Rounded.apply(x, weight, bias)
+        return u
     return x @ weight if bias is None else torch.addmm(bias.to(x.dtype), x, weight)
+
+
+class _Rounded(torch.autograd.Function):
+    """x W + b by way of a product in bfloat16; its gradients are those of the exact one."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        u = (x.bfloat16() @ converted(weight, torch.bfloat16)).to(x.dtype)
+        return u if bias is None else u.add_(bias.to(u.dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        by_x = gradient @ weight.T if ctx.needs_input_grad[0] else None
+        # Made by latent, as the weights are stored.
+        by_weight = (gradient.T @ x).T if ctx.needs_input_grad[1] else None
+        by_bias = gradient.sum(0) if ctx.needs_input_grad[2] else None
+        return by_x, by_weight, by_bias
 
 
 def encode_rows(

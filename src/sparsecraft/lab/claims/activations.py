@@ -141,7 +141,6 @@ def _bytes() -> dict[str, Any]:
     return {
         "batches": list(windows[mixed].split(32)),
         "loss": next_token_loss,
-        "context": source_bytes.CONTEXT,
         "skip_special": (),  # no byte is special
     }
 

@@ -9,7 +9,8 @@ sweep, and its error at a number of active units is read between the strengths, 
 Rows stop one by one, and the test's codes are solved to a tolerance of 1e-4: what has not settled
 counts as active, and would burden L1 most. The control "soft, debiased" fits L1's entries again on
 their support. OMP in the dictionaries of L1 and CEL0 tells what the dictionary does from what the
-coding does. A random dictionary, scikit-learn's learner and principal components stand beside.
+coding does. A random dictionary, scikit-learn's learner and principal components stand beside. The
+full budget learns with the paper's settings in place of those that suit small patches.
 Whether the ratio of errors nears one in denser codes is reported, and no part of the verdict: the
 paper states the gain at high sparsity.
 """
@@ -19,8 +20,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
-
-from torch import Tensor
 
 from sparsecraft.core.catalog import Paper
 from sparsecraft.core.penalties import AbsTopK
@@ -32,14 +31,25 @@ from sparsecraft.lab.claims.dictionary_baselines import (
     left_by_pursuit,
     random_atoms,
     scikit_learn_atoms,
-    unexplained,
+)
+from sparsecraft.lab.claims.dictionary_sweeps import (
+    PAPER,
+    RATE,
+    fitted,
+    learned,
+    left_by_codes,
+    work_of,
 )
 from sparsecraft.lab.claims.natural_images import NaturalPatches, natural_patches
 from sparsecraft.lab.evidence.table import Row
 from sparsecraft.lab.evidence.verdict import StatedDifference
-from sparsecraft.methods.codes.sparse_coding import DictionaryLearning, SparseCoder
 
-SIDE, ATOMS, FEW, MANY = 8, 128, 64, 256
+SIDE = 8
+SIZES = {"smoke": (12, 32, 48), "small": (64, 128, 256), "full": (500, 1000, 2000)}
+"""Atoms of the smaller, the middle and the larger dictionary, the last four times the first."""
+ATOMS = SIZES["small"][1]
+FEW, MANY = "cel0 n atoms", "soft 4n atoms"
+"""The series of a smaller dictionary for CEL0, and of a larger one for soft."""
 TARGETS = (3, 5, 10, 20)
 PURSUED = (5, 10)
 """Active units of each row that orthogonal matching pursuit is run for."""
@@ -50,8 +60,9 @@ STRENGTHS: Mapping[str, tuple[float, ...]] = {
     "half": (0.35, 0.16, 0.075, 0.035, 0.015, 0.006),
     "cel0": (0.3, 0.12, 0.05, 0.02, 0.008, 0.003),
 }
-RATE = 2e-2
-BATCHES, BATCH = 150, 200
+POWERS = {"soft": 1.0, "hard": 2.0, "half": 1.5, "cel0": 2.0}
+"""A row of c times the norm needs c to this power times the strength, for a code as sparse."""
+BATCHES = 150
 METRIC, CURVE = "log error", "unexplained variance"
 FACTOR = 1.5
 
@@ -74,10 +85,10 @@ STATED = (
         {arm("soft", SPARSE): 1, arm("cel0", SPARSE): -1},
     ),
     _contrast(
-        f"at {SPARSE} active units soft with {MANY} atoms leaves more error than CEL0 with {FEW}",
-        f"log of soft's error with {MANY} atoms over CEL0's with {FEW}",
+        f"at {SPARSE} active units soft with four times the atoms leaves more error than CEL0",
+        "log of soft's error with four times the atoms over CEL0's",
         0.05,
-        {arm(f"soft {MANY} atoms", SPARSE): 1, arm(f"cel0 {FEW} atoms", SPARSE): -1},
+        {arm(MANY, SPARSE): 1, arm(FEW, SPARSE): -1},
     ),
 )
 
@@ -97,16 +108,26 @@ def _settings(budget: Budget) -> dict[str, dict[str, Any]]:
     if budget == "smoke":
         size |= {"batches": 3, "rows": 600, "test": 100, "every": 3}
     if budget == "full":
-        size |= {"batches": 4000, "rows": 1_000_000, "test": 20_000, "side": 16}
-    few, atoms, many = {"smoke": (24, 32, 48), "small": (FEW, ATOMS, MANY)}.get(
-        budget, (500, 1000, 2000)
-    )
+        size |= {"batches": PAPER["batches"], "rows": 1_000_000, "test": 20_000, "side": 16}
+        size |= {"as_in_paper": True}
+    few, atoms, many = SIZES[budget]
     return {
         **{name: {**size, "method": name, "atoms": atoms} for name in STRENGTHS},
-        f"cel0 {FEW} atoms": {**size, "method": "cel0", "atoms": few},
-        f"soft {MANY} atoms": {**size, "method": "soft", "atoms": many},
+        FEW: {**size, "method": "cel0", "atoms": few},
+        MANY: {**size, "method": "soft", "atoms": many},
         "baselines": {**size, "method": None, "atoms": atoms},
     }
+
+
+def strengths_of(name: str, settings: Mapping[str, Any]) -> tuple[float, ...]:
+    """Returns a method's sweep; patches of twice the side have twice the norm.
+
+    Example:
+        >>> strengths_of("cel0", {"side": 16, "every": 3})
+        (1.2, 0.08)
+    """
+    factor = (settings["side"] / SIDE) ** POWERS[name]
+    return tuple(each * factor for each in STRENGTHS[name][:: settings["every"]])
 
 
 def measure(cell: Cell) -> dict[str, float]:
@@ -123,12 +144,12 @@ def measure(cell: Cell) -> dict[str, float]:
 def _swept(data: NaturalPatches, cell: Cell) -> Iterator[tuple[str, float]]:
     """Yields what one method finds over its sweep, read at the targets."""
     name, series = cell.settings["method"], cell.arm
-    strengths = STRENGTHS[name][:: cell.settings["every"]]
+    strengths = strengths_of(name, cell.settings)
     learners = [
         learned(data.train, name, strength, cell.settings, cell.seed) for strength in strengths
     ]
     points = [
-        tested(learner.components_, data.test, name, strength)
+        left_by_codes(learner.components_, data.test, name, strength)
         for learner, strength in zip(learners, strengths, strict=True)
     ]
     yield from _read(series, [(active, error) for active, error, _ in points])
@@ -140,38 +161,14 @@ def _swept(data: NaturalPatches, cell: Cell) -> Iterator[tuple[str, float]]:
     yield f"{at} | dead atoms", report.dead / report.atoms
     yield f"{at} | rows given up", report.discarded / report.rows
     yield f"{at} | steps shortened", report.shortened / report.batches
+    if cell.settings.get("as_in_paper"):
+        yield f"{at} | coding steps shortened", report.coding_shortened / report.batches
     fields = analyse(learner.components_).summary()
     for fact in ("Gabor share", "median circular variance", "complex share"):
         yield f"{at} | {fact}", fields[fact]
     for active in PURSUED:
         left = left_by_pursuit(learner.components_, data.test, active)
         yield from _exact(f"{series} dictionary OMP", active, left)
-
-
-def learned(
-    rows: Tensor, name: str, strength: float, settings: Mapping[str, Any], seed: int
-) -> DictionaryLearning:
-    """Returns the dictionary of a method at one strength."""
-    learner = DictionaryLearning(
-        settings["atoms"],
-        penalty=name,
-        strength=strength,
-        learning_rate=RATE,
-        batches=settings["batches"],
-        batch_size=BATCH,
-        seed=seed,
-    )
-    return learner.fit(rows)
-
-
-def tested(atoms: Tensor, rows: Tensor, name: str, strength: float) -> tuple[float, float, float]:
-    """Returns active units a row, the share of variance unexplained, and that of fitted entries."""
-    options: dict[str, Any] = {"solver": "fista", "tolerance": 1e-4, "max_steps": 5000}
-    coder = SparseCoder(atoms, penalty=name, strength=strength, **options)
-    codes = coder.transform(rows)
-    coder.set_params(debias=True)
-    again = coder.inverse_transform(coder.transform(rows)) if name == "soft" else codes @ atoms
-    return coder.report_.active, unexplained(rows, codes @ atoms), unexplained(rows, again)
 
 
 def at_active(points: Sequence[tuple[float, float]], active: float) -> tuple[float, bool]:
@@ -209,17 +206,20 @@ def _baselines(
     """Yields a random dictionary, exact top-k coding, scikit-learn's learner, and PCA."""
     count = settings["atoms"]
     atoms = random_atoms(count, data.train.shape[1], seed)
-    strengths = STRENGTHS["cel0"][:: settings["every"]]
-    points = [tested(atoms, data.test, "cel0", each)[:2] for each in strengths]
+    strengths = strengths_of("cel0", settings)
+    points = [left_by_codes(atoms, data.test, "cel0", each)[:2] for each in strengths]
     yield from _read("random dictionary cel0", points)
-    work = {"batches": settings["batches"], "seed": seed}
+    work = work_of(settings)
     theirs = scikit_learn_atoms(
-        data.train, count, strength=STRENGTHS["soft"][2], batch=BATCH, **work
+        data.train,
+        count,
+        strength=strengths_of("soft", {**settings, "every": 1})[2],
+        batches=work["batches"],
+        batch=work["batch_size"],
+        seed=seed,
     )
     for active in PURSUED:
-        ours = DictionaryLearning(
-            count, penalty=AbsTopK(k=active), learning_rate=RATE, batch_size=BATCH, **work
-        ).fit(data.train)
+        ours = fitted(data.train, penalty=AbsTopK(k=active), n_components=count, seed=seed, **work)
         dictionaries = {
             "AbsTopK": ours.components_,
             "random": atoms,
@@ -252,8 +252,8 @@ CLAIM = Claim(
             "1e6 patches of 16 by 16"
         ),
         recipe=(
-            "`DictionaryLearning(penalty=paper_penalty(name, strength), **as_in_paper(name, "
-            "atoms))` for each strength; errors and receptive fields at equal active units."
+            "`DictionaryLearning(penalty=name, strength=strength, **as_in_paper(name, atoms))` for "
+            "each strength; errors and receptive fields at equal active units."
         ),
         methods=({"method": "sparse_coding", "penalty": "cel0", "strength": 0.27},),
         hyperparameters={

@@ -9,6 +9,7 @@ from torch import Tensor
 from sparsecraft.core.errors import MissingDependency
 from sparsecraft.core.fidelity import ReconstructionSums
 from sparsecraft.core.seeds import derive, generator
+from sparsecraft.core.solvers import omp
 
 
 def unexplained(rows: Tensor, reconstruction: Tensor) -> float:
@@ -31,18 +32,9 @@ def left_by_pursuit(atoms: Tensor, rows: Tensor, active: int) -> float:
         atoms: (components, d), of any norm above 0.
         rows: (rows, d).
         active: Atoms for each row.
-
-    Raises:
-        MissingDependency: If scikit-learn is not installed.
     """
-    try:
-        from sklearn.linear_model import orthogonal_mp_gram
-    except ImportError as error:
-        raise MissingDependency("scikit-learn", "lab", "Matching pursuit") from error
     unit = (atoms / atoms.norm(dim=1, keepdim=True).clamp_min(1e-8)).double()
-    target = unit @ rows.double().T
-    codes = orthogonal_mp_gram((unit @ unit.T).numpy(), target.numpy(), n_nonzero_coefs=active)
-    return unexplained(rows, (torch.from_numpy(codes).T @ unit).to(rows))
+    return unexplained(rows, (omp(rows.double(), unit, active).codes @ unit).to(rows))
 
 
 def left_by_components(train: Tensor, rows: Tensor, active: int) -> float:

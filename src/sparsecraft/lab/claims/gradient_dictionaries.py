@@ -140,7 +140,9 @@ def scores(
 ) -> dict[str, float]:
     """Returns what a dictionary does to the model, and of what it is made."""
     found, clean = {}, clean_logits(subject)
-    selections = {"plain": None, "with gradients": test.gradient}
+    # TopK has one selection, which counts as both.
+    chosen_by = test.gradient if sae.activation.needs_gradient else None
+    selections = {"plain": None, "with gradients": chosen_by}
     for name, gradient in selections.items():
         code = sae.sparse_encode(test.x, gradient=gradient)
         out = sae.decode(code)

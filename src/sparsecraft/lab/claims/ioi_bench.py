@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,6 +41,16 @@ SUFFICIENCY, INSUFFICIENCY, EQUAL_NUMBER, EQUAL_WEIGHT = (
     "agreement, one out and one in",
     "agreement at equal weight",
 )
+
+CHOICES: dict[str, tuple[Callable[[float], float], tuple[str, ...]]] = {
+    EQUAL_NUMBER: (lambda value: value, (EQUAL_NUMBER,)),
+    EQUAL_WEIGHT: (lambda value: value, (EQUAL_WEIGHT,)),
+    INSUFFICIENCY: (lambda value: -value, (INSUFFICIENCY, SUFFICIENCY)),
+}
+"""Stated metric to what is greatest for the best autoencoder, and which scores are then its own."""
+
+Tried = tuple[Mapping[str, float], Mapping[str, float]]
+"""Scores of an autoencoder on validation prompts, and on test prompts."""
 
 
 @dataclass(frozen=True)
@@ -112,9 +122,9 @@ def reached(
     bench: Bench, part: Part, sae: SparseAutoencoder, reference: SupervisedDictionary
 ) -> dict[str, float]:
     """Returns what an autoencoder reaches on prompts."""
-    f1 = feature_f1(amplitudes(sae, bench.x) != 0, value_masks(bench.train.io, len(ioi.NAMES))).f1
+    scores = feature_f1(amplitudes(sae, bench.x) != 0, value_masks(bench.train.io, len(ioi.NAMES)))
     edits = {
-        f"f1 {k}": f1_edit(sae, part.x, part.x_changed, f1, part.given.io, part.new, k)
+        f"f1 {k}": f1_edit(sae, part.x, part.x_changed, scores.f1, part.given.io, part.new, k)
         for k in SIZES
     }
     edits |= {f"greedy {2 * k}": greedy_edit(sae, part.x, part.x_changed, 2 * k) for k in SIZES}
@@ -126,11 +136,33 @@ def reached(
     return {
         **_suffices(part, sae(part.x), bench.x.mean(0)),
         **_agreements(table),
-        "best F1 of a name, mean": float(f1.max(0).values.mean()),
-        "latents with F1 over 0.5": float((f1.max(1).values > 0.5).double().mean()),
+        "best F1 of a name, mean": float(scores.best()[1].mean()),
+        "latents with F1 of at least 0.5": scores.share(0.5),
         "FVU": sums.fvu,
         "L0": float((amplitudes(sae, part.x) != 0).sum(1).double().mean()),
     }
+
+
+def best_of(tried: Sequence[Tried]) -> dict[str, float]:
+    """Returns the test scores of the best autoencoders: for each stated metric the best in it.
+
+    So one may be chosen for its reconstructions and another for its edits. Of equals, the one that
+    is best in the other stated metrics, in their order, is taken. What is not stated is that of the
+    autoencoder with the best edits by one latent.
+
+    Args:
+        tried: For each autoencoder the scores on validation prompts, and those on test prompts.
+    """
+
+    def order(metric: str) -> Callable[[Tried], tuple[float, ...]]:
+        metrics = [metric, *(other for other in CHOICES if other != metric)]
+        return lambda each: tuple(CHOICES[name][0](each[0][name]) for name in metrics)
+
+    found = dict(max(tried, key=order(EQUAL_NUMBER))[1])
+    for metric, (_, own) in CHOICES.items():
+        best = max(tried, key=order(metric))[1]
+        found |= {name: best[name] for name in own}
+    return found
 
 
 def _agreements(table: EditTable) -> dict[str, float]:

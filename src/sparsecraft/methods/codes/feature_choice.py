@@ -7,12 +7,12 @@ feature's rank (`core.zipf`). From untrained features a choice by feature is poo
 the ranks.
 
 The paper has no code and leaves constants open; ours: the law is fitted when the features begin to
-choose, ranks are taken anew every `rerank_every` steps and held in between, budgets are whole
-numbers from 1 to N by the largest remainder. A feature with fewer positive pre-activations than its
-budget does not fill it: a zero is never selected. For rows that come alone each latent has a
-threshold, the running mean of its m_j-th largest entry. Over ranks each chooses among its own rows,
-with budgets for these; densities are exact (counts are summed), thresholds are the mean of the
-ranks'.
+choose, to those that fired while their densities were averaged; ranks are taken anew every
+`rerank_every` steps and held in between; budgets are whole numbers from 1 to N by the largest
+remainder. A feature with fewer positive pre-activations than its budget does not fill it: a zero is
+never selected. For rows that come alone each latent has a threshold, the running mean of its m_j-th
+largest entry. Over ranks each chooses among its own rows, with budgets for these; densities are
+exact (counts are summed), thresholds are the mean of the ranks'.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from sparsecraft.core.code_thresholds import (
     smallest_kept,
     smallest_kept_by_column,
     whole_threshold,
+    window,
 )
 from sparsecraft.core.errors import InvalidValue, UnknownName
 from sparsecraft.core.kinds import Own, Selecting, Side
@@ -73,6 +74,7 @@ class FeatureChoice(Selecting):
         budget: How the k times rows entries of a batch are divided: "uniform", "zipf" by rank, or
             the share of rows in which each latent shall fire, numbers that sum to k.
         after: Share of the training after which latents choose; until then the choice is mutual.
+            At 1 it stays mutual.
         rerank_every: Steps between two rankings of the latents, once they choose (zipf).
         threshold_momentum: Of the running thresholds for rows that come alone, in [0, 1).
         density_momentum: Of the running share of rows in which each latent fires, in [0, 1).
@@ -123,13 +125,15 @@ class FeatureChoice(Selecting):
         return penalties.TopK(k=self.k, scope="batch")
 
     def initial(self, d_sae: int, seed: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Returns no parameters; thresholds, densities, ranks, the law, and the steps of choice.
+        """Returns no parameters; thresholds, densities, silence, ranks, law, and steps of choice.
 
+        "silent" counts the steps since each latent fired.
         "chosen" counts the steps in which latents chose, and is -1 while the choice is mutual.
         """
         return {}, {
             "threshold": torch.full((d_sae,), torch.nan),
             "density": torch.full((d_sae,), torch.nan),
+            "silent": torch.zeros(d_sae, dtype=torch.int64),
             "rank": torch.arange(d_sae),
             "zipf": torch.zeros(2),
             "chosen": torch.tensor(0 if self.after == 0 else -1),
@@ -174,11 +178,12 @@ class FeatureChoice(Selecting):
         state = own.state
         seen = statistics["fired"].to(state["density"]) / statistics["rows"]
         move_towards(state["density"], seen, self.density_momentum)
+        state["silent"].add_(1).masked_fill_(seen > 0, 0)
         if float(statistics["batches"]) > 0:
             least = statistics["threshold"] / statistics["batches"]
             first = int(state["chosen"]) == 0
             move_towards(state["threshold"], least, self.threshold_momentum, first=first)
-        begins = int(state["chosen"]) < 0 and progress >= self.after
+        begins = int(state["chosen"]) < 0 and self.after <= progress < 1
         if begins or int(state["chosen"]) >= 0:
             state["chosen"] += 1
             if self.budget == "zipf" and int(state["chosen"]) % self.rerank_every == 0:
@@ -223,7 +228,10 @@ class FeatureChoice(Selecting):
 
     def _rank(self, state: Mapping[str, Tensor], *, fit: bool) -> None:
         """Ranks the latents by the densities of the moment; at first fits the law to them too."""
+        # The running mean of what fell silent decays and says nothing (`FiringCounter`).
+        dead = state["silent"] >= window(self.density_momentum)
+        density = state["density"].masked_fill(dead, 0.0)
         if fit:
-            law = ZipfBudget.fit(state["density"])
+            law = ZipfBudget.fit(density)
             state["zipf"].copy_(torch.tensor([law.exponent, law.offset]))
-        state["rank"].copy_(ranks_of(state["density"]))
+        state["rank"].copy_(ranks_of(density))

@@ -70,6 +70,11 @@ class Gated(Elementwise):
         """Returns the logarithms of the scales, and the biases, of the values: all zero."""
         return {"log_scale": torch.zeros(d_sae), "magnitude_bias": torch.zeros(d_sae)}, {}
 
+    def restart(self, own: Own, latents: Tensor) -> None:
+        """Sets scales and biases of the values to the first ones."""
+        for parameter in own.parameters.values():
+            parameter[latents] = 0.0
+
     def apply(self, u: Tensor, own: Own) -> Tensor:
         """Returns 1(u > 0) max((u - b_enc) exp(r) + b_magnitude, 0)  (eqs. 6 and 7)."""
         scale = own.parameters["log_scale"].exp().to(u.dtype)

@@ -90,7 +90,7 @@ class GradientTopK(Selecting):
     unexplained: float = 0.0
 
     needs_gradient: ClassVar[bool] = True
-    reductions: ClassVar[Mapping[str, Reduction]] = {"norms": "sum", "rows": "sum"}
+    reductions: ClassVar[Mapping[str, Reduction]] = {"norms": "sum", "rows": "sum", "read": "sum"}
 
     def __post_init__(self) -> None:
         penalties.check_count(self.k)
@@ -130,13 +130,16 @@ class GradientTopK(Selecting):
         return super().select(u, own, side, training=training)
 
     def scores(self, u: Tensor, side: Side) -> Tensor:
-        """Returns what is ranked, (rows, d_sae); a row without gradient ranks by activation."""
+        """Returns what is ranked, (rows, d_sae); a row without effects ranks by activation.
+
+        That is one without a gradient, and each of a transcoder whose decoder is still zero.
+        """
         if side.gradient is None:
             return u
         z, effect = u.relu(), influence(side.decoder.to(u.dtype), side.gradient)
         if self.mode == "sum":
             return z * (1 + self.beta * effect)
-        return torch.where(side.gradient.any(1, keepdim=True), z * effect, z)
+        return torch.where(effect.any(1, keepdim=True), z * effect, z)
 
     def losses(self, step: CodeStep, own: Own) -> dict[str, Tensor]:
         """Returns the losses of the Attribution SAE that have a weight.
@@ -162,26 +165,27 @@ class GradientTopK(Selecting):
         return found
 
     def observe(self, u: Tensor, z: Tensor | Code, own: Own, side: Side) -> dict[str, Tensor]:
-        """Returns the sum of the norms of the gradients, and how many are not zero.
+        """Returns the sum of the norms of the gradients, how many there are, and are not zero."""
+        if side.gradient is None:
+            nothing = torch.zeros(3, dtype=torch.int64, device=u.device)
+            return {"norms": nothing[0].double(), "rows": nothing[1], "read": nothing[2]}
+        norms = side.gradient.double().norm(dim=1)
+        read = torch.tensor(len(norms), device=u.device)
+        return {"norms": norms.sum(), "rows": (norms > 0).sum(), "read": read}
+
+    def update(self, own: Own, statistics: Mapping[str, Tensor], progress: float) -> None:
+        """Adds a batch to the mean norm of the gradients.
 
         Raises:
-            InvalidValue: If all of the batch are zero.
+            InvalidValue: If all of the batch are zero, over all ranks and so on each of them.
         """
-        if side.gradient is None:
-            nothing = torch.tensor(0, device=u.device)
-            return {"norms": nothing.double(), "rows": nothing}
-        norms = side.gradient.double().norm(dim=1)
-        rows = (norms > 0).sum()
-        if not bool(rows):
+        read = int(statistics["read"])
+        if read and not bool(statistics["rows"]):
             raise InvalidValue(
-                f"the gradients of all {len(norms)} rows of a batch are zero, so they choose "
+                f"the gradients of all {read} rows of a batch are zero, so they choose "
                 "nothing. Look whether the loss depends on this activation, and whether the model "
                 "fits its labels perfectly; TopK needs no gradients."
             )
-        return {"norms": norms.sum(), "rows": rows}
-
-    def update(self, own: Own, statistics: Mapping[str, Tensor], progress: float) -> None:
-        """Adds a batch to the mean norm of the gradients."""
         own.state["gradient_norms"].add_(statistics["norms"].to(own.state["gradient_norms"].dtype))
         own.state["gradient_rows"].add_(statistics["rows"])
 

@@ -108,6 +108,10 @@ class JumpReLU(Elementwise):
         """Returns the logarithms of the thresholds, which are trained."""
         return {"log_threshold": torch.full((d_sae,), math.log(self.threshold))}, {}
 
+    def restart(self, own: Own, latents: Tensor) -> None:
+        """Sets thresholds to the first ones; those that grew keep a dead latent dead."""
+        own.parameters["log_threshold"][latents] = math.log(self.threshold)
+
     def apply(self, u: Tensor, own: Own) -> Tensor:
         """Returns u where u > theta, else 0; theta has the rectangle's gradient."""
         z: Tensor = _Jump.apply(u, self._threshold(u, own), self.bandwidth, self.to_input)

@@ -1,7 +1,8 @@
-"""Activations of a model on a text: harvested once, on disk or in memory, read in random order."""
+"""Activations of a model on a text: harvested once, or made as they are read; in random order."""
 
 from sparsecraft.model.activation_store.batch import ActivationBatch
+from sparsecraft.model.activation_store.live import LiveActivations
 from sparsecraft.model.activation_store.reader import Reader
 from sparsecraft.model.activation_store.store import ActivationStore
 
-__all__ = ["ActivationBatch", "ActivationStore", "Reader"]
+__all__ = ["ActivationBatch", "ActivationStore", "LiveActivations", "Reader"]

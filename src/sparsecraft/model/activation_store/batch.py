@@ -14,7 +14,8 @@ class ActivationBatch:
 
     Args:
         x: (rows, d_in), what the model had at the hook.
-        gradient: (rows, d_in), of the model's loss with respect to x, if the store has it.
+        gradient: (rows, d_out), of the model's loss with respect to what is reconstructed (the
+            target, or x), if the store has it.
         target: (rows, d_out), what a transcoder shall reconstruct, if the store has it.
         index: int64 (rows,), the numbers of the rows in the store.
     """
@@ -26,6 +27,15 @@ class ActivationBatch:
 
     def __len__(self) -> int:
         return len(self.index)
+
+    def split(self, rows: int) -> list[ActivationBatch]:
+        """Returns the batch in pieces of at most so many rows, which share its memory."""
+        count = -(-len(self) // rows)
+        parts = [
+            [None] * count if tensor is None else tensor.split(rows)
+            for tensor in (self.x, self.gradient, self.target, self.index)
+        ]
+        return [ActivationBatch(*part) for part in zip(*parts, strict=True)]
 
     def to(self, device: torch.device | str) -> ActivationBatch:
         """Returns the batch with its tensors on a device."""

@@ -87,7 +87,7 @@ def contents_of_tensors(x: Tensor, gradient: Tensor | None, target: Tensor | Non
 
     Args:
         x: (..., d_in).
-        gradient: Like x, or None.
+        gradient: Like the target, or like x where there is none; or None.
         target: (..., d_out), as many rows, or None.
 
     Raises:
@@ -101,11 +101,13 @@ def contents_of_tensors(x: Tensor, gradient: Tensor | None, target: Tensor | Non
         if tensor is not None
     }
     for name, tensor in others.items():
-        wrong = tensor.shape != rows.shape if name == "gradient" else len(tensor) != len(rows)
-        if wrong:
+        of_gradient = name == "gradient"
+        like = "target" if of_gradient and "target" in others else "x"
+        what = {"x": rows, **others}[like]
+        if tensor.shape != what.shape if of_gradient else len(tensor) != len(rows):
             raise InvalidValue(
-                f"{name} has the shape {tuple(tensor.shape)}, x {tuple(rows.shape)}: give a "
-                "row for each row of x" + (", as wide as x" if name == "gradient" else "")
+                f"{name} has the shape {tuple(tensor.shape)}, {like} {tuple(what.shape)}: give a "
+                "row for each row of x" + (f", as wide as {like}" if of_gradient else "")
             )
     ones = torch.ones(len(rows), dtype=torch.int32)
     shard = Shard(rows, ones, torch.zeros_like(ones), **others)

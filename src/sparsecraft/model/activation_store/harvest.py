@@ -24,7 +24,7 @@ from sparsecraft.model.activation_store.recorder import Recorder, recording
 from sparsecraft.model.activation_store.settings import HarvestSettings, model_facts
 from sparsecraft.model.activation_store.shards import open_contents
 from sparsecraft.model.activation_store.sinks import Sink, differs, finished, folder_of, sink_of
-from sparsecraft.model.hook_points import HookPoint, hook_point
+from sparsecraft.model.hook_points import HookPoint, hook_point, lens_names
 from sparsecraft.model.ranks import by_first_rank
 
 
@@ -76,14 +76,15 @@ def _harvested(
     settings: HarvestSettings,
 ) -> dict[str, Contents]:
     source = source_of(model, settings)
-    facts = model_facts(model)
+    facts, lens = model_facts(model), lens_names(model)
     sinks = [
-        sink_of(point, folder, target, source, settings, facts)
+        sink_of(point, folder, target, source, settings, facts, lens)
         for point, folder in zip(points, folders, strict=True)
     ]
     watched = [*points, *([] if target is None else [target])]
     unique = list({point.place: point for point in watched}.values())
-    gradients = points if settings.gradients else []
+    # Directions of a decoder act on what is reconstructed, so the gradient is that of the target.
+    gradients = ([target] if target is not None else points) if settings.gradients else []
     with recording(model, unique, gradients=gradients, loss=settings.loss) as recorder:
         keeper = Keeper(points, target, source, settings)
         _Harvest(recorder, keeper, source, sinks, settings).run()

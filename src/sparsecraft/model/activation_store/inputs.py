@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from sparsecraft.core.errors import InvalidValue, MissingDependency
-from sparsecraft.model.activation_store.settings import HarvestSettings
+from sparsecraft.model.activation_store.settings import CONTEXT, HarvestSettings
+from sparsecraft.model.activation_store.special_tokens import (
+    begins_with_bos,
+    padding_token,
+    special_ids,
+)
 from sparsecraft.model.calibration_text import bare_ids, frame, read_text
 from sparsecraft.model.digests import digest
 
@@ -52,6 +57,7 @@ class Source:
         expected: Contexts in all, about, or None where it is not known.
         tokenizer: That made the tokens, or None.
         special: Ids of the special tokens to leave out.
+        begins_with_bos: Whether each context does; None where it is not known.
         by_name: Whether the model takes `input_ids` by that name, as Hugging Face's do.
         remarks: For the report.
     """
@@ -60,6 +66,7 @@ class Source:
     expected: int | None = None
     tokenizer: Any = None
     special: tuple[int, ...] = ()
+    begins_with_bos: bool | None = None
     by_name: bool = True
     remarks: list[str] = field(default_factory=list)
 
@@ -73,30 +80,21 @@ def source_of(model: nn.Module, settings: HarvestSettings) -> Source:
     source = Source(iter(()), by_name=hasattr(model, "config"))
     if settings.texts is not None:
         source.tokenizer = settings.tokenizer or _tokenizer_of(model)
-        _check_length(model, settings.context)
-        source.batches = _windows(source, settings)
+        _check_length(model, settings.length or CONTEXT)
+        around = _frame(source.tokenizer, settings.prepend_bos)
+        source.begins_with_bos = begins_with_bos(source.tokenizer, torch.tensor([around[0]]))
+        source.batches = _windows(source, settings, *around)
     elif settings.tokens is not None:
-        source.batches = _token_batches(source, settings.tokens, settings.batch_size)
         source.tokenizer = settings.tokenizer
+        source.begins_with_bos = begins_with_bos(source.tokenizer, settings.tokens)
+        padding, remark = padding_token(source.tokenizer, settings.tokens)
+        source.remarks += [] if remark is None else [remark]
+        source.batches = _token_batches(source, settings.tokens, settings.batch_size, padding)
     else:
         source.batches = _given_batches(source, settings.batches or ())
         source.tokenizer = settings.tokenizer
     source.special = _special_ids(source, settings)
     return source
-
-
-def special_ids(tokenizer: Any) -> tuple[int, ...]:
-    """Returns the ids of the tokenizer's special tokens, without the one for unknown words.
-
-    An unknown word is a part of the text; where its token has another office too, as in GPT-2, it
-    is special.
-    """
-    others = {
-        getattr(tokenizer, f"{name}_token_id", None)
-        for name in ("bos", "eos", "pad", "cls", "sep", "mask")
-    }
-    unknown = {getattr(tokenizer, "unk_token_id", None)} - others
-    return tuple(sorted(set(tokenizer.all_special_ids) - unknown))
 
 
 def _special_ids(source: Source, settings: HarvestSettings) -> tuple[int, ...]:
@@ -113,13 +111,15 @@ def _special_ids(source: Source, settings: HarvestSettings) -> tuple[int, ...]:
     return special_ids(source.tokenizer)
 
 
-def _windows(source: Source, settings: HarvestSettings) -> Iterator[Inputs]:
+def _windows(
+    source: Source, settings: HarvestSettings, prefix: list[int], suffix: list[int]
+) -> Iterator[Inputs]:
     """Yields batches of full windows; what is left over at the end is dropped."""
-    prefix, suffix = _frame(source.tokenizer, settings.prepend_bos)
-    room = settings.context - len(prefix) - len(suffix)
+    context = settings.length or CONTEXT
+    room = context - len(prefix) - len(suffix)
     if room < 1:
         raise InvalidValue(
-            f"context={settings.context} has no room beside {len(prefix) + len(suffix)} special "
+            f"context={context} has no room beside {len(prefix) + len(suffix)} special "
             "tokens: give a longer one"
         )
     windows: list[list[int]] = []
@@ -208,21 +208,24 @@ def _frame(tokenizer: Any, prepend_bos: bool | None) -> tuple[list[int], list[in
     bos = getattr(tokenizer, "bos_token_id", None)
     if prepend_bos is None or (prepend_bos and prefix[:1] == [bos]):
         return prefix, suffix
+    if not prepend_bos:
+        return [token for token in prefix if token != bos], suffix
     if bos is None:
-        raise InvalidValue(f"prepend_bos={prepend_bos}: the tokenizer has no BOS token")
-    return ([bos, *prefix], suffix) if prepend_bos else ([t for t in prefix if t != bos], suffix)
+        raise InvalidValue("prepend_bos=True: the tokenizer has no BOS token")
+    return [bos, *prefix], suffix
 
 
-def _token_batches(source: Source, tokens: Tensor, size: int) -> Iterator[Inputs]:
-    if tokens.dim() != 2 or tokens.is_floating_point() or not tokens.numel():
-        raise InvalidValue(
-            f"tokens must be whole numbers (contexts, tokens); {tokens.dtype} "
-            f"{tuple(tokens.shape)} was given"
-        )
+def _token_batches(
+    source: Source, tokens: Tensor, size: int, padding: int | None
+) -> Iterator[Inputs]:
     source.expected = len(tokens)
     for first in range(0, len(tokens), size):
         ids = tokens[first : first + size].long()
-        yield Inputs({"input_ids": ids} if source.by_name else ids, ids)
+        real = None if padding is None else ids != padding
+        call = {"input_ids": ids}
+        if real is not None and not bool(real.all()):
+            call["attention_mask"] = real.long()
+        yield Inputs(call if source.by_name else ids, ids, None if real is None else real.cpu())
 
 
 def _given_batches(source: Source, batches: Iterable[Any]) -> Iterator[Inputs]:
@@ -274,8 +277,3 @@ def _check_length(model: nn.Module, context: int) -> None:
         raise InvalidValue(
             f"context={context} is longer than the {longest} tokens that the model reads"
         )
-
-
-def special_mask(tokens: Tensor, special: Collection[int]) -> Tensor:
-    """Returns bool like tokens: True on special ones."""
-    return torch.isin(tokens, torch.tensor(sorted(special), dtype=tokens.dtype).to(tokens.device))

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from sparsecraft.core.errors import InvalidValue, NonFinite
-from sparsecraft.model.activation_store.inputs import Inputs, Source, special_mask
+from sparsecraft.model.activation_store.inputs import Inputs, Source
 from sparsecraft.model.activation_store.recorder import Recorded
 from sparsecraft.model.activation_store.settings import HarvestSettings
+from sparsecraft.model.activation_store.special_tokens import special_mask
 from sparsecraft.model.activation_store.table import NO_TOKEN, Shard
 from sparsecraft.model.hook_points import HookPoint
 
@@ -185,8 +186,9 @@ class Keeper:
         stored: dict[str, dict[str, Tensor]] = {}
         for point in self.points:
             parts = {"x": recorded.values[point.place].to(dtype)}
-            if point.place in recorded.gradients:
-                parts["gradient"] = recorded.gradients[point.place].to(dtype)
+            reconstructed = point if self.target is None else self.target
+            if reconstructed.place in recorded.gradients:
+                parts["gradient"] = recorded.gradients[reconstructed.place].to(dtype)
             if self.target is not None:
                 parts["target"] = recorded.values[self.target.place].to(dtype)
             stored[point.place] = parts

@@ -43,14 +43,9 @@ class Reader:
                 f"batch={batch}, rank={rank}, world={world}: give at least one row, and a rank "
                 "below world"
             )
-        if batch * world > len(store):
-            ranks = f" on each of {world} ranks" if world > 1 else ""
-            raise InvalidValue(
-                f"batch={batch}{ranks} exceeds the {len(store)} rows of the store: give at most "
-                f"{len(store) // world}"
-            )
         self.store, self.batch, self.seed = store, batch, seed
         self.rank, self.world = rank, world
+        self._check_size()
         self.step = 0
         """Batches that this reader has given."""
         self._order = (-1, Permutation(1, 0))
@@ -97,6 +92,15 @@ class Reader:
                     "the same store, batch, seed and number of ranks"
                 )
         self.step = int(state["step"])
+
+    def _check_size(self) -> None:
+        rows = len(self.store)
+        if self.batch * self.world > rows:
+            ranks = f" on each of {self.world} ranks" if self.world > 1 else ""
+            raise InvalidValue(
+                f"batch={self.batch}{ranks} exceeds the {rows} rows of the store: give at most "
+                f"{rows // self.world}"
+            )
 
     def _settings(self) -> dict[str, Any]:
         return {

@@ -155,7 +155,8 @@ def open_contents(folder: Path) -> Contents:
         )
     table = Table([open_shard(folder, shard["files"]) for shard in index.shards])
     report = HarvestReport(**{**index.report, "remarks": tuple(index.report["remarks"])})
-    return Contents(table, index.digest, index.info["hook"], index.info, report, folder)
+    info = {**index.info, "context": table.longest}
+    return Contents(table, index.digest, info["hook"], info, report, folder)
 
 
 def verify(folder: Path) -> None:

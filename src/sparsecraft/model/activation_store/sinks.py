@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -91,8 +92,18 @@ def sink_of(
     source: Source,
     settings: HarvestSettings,
     facts: dict[str, str],
+    lens: Mapping[str, str],
 ) -> Sink:
     """Returns the sink of a place, with what its folder holds already.
+
+    Args:
+        point: The place.
+        folder: Of its shards, or None for memory.
+        target: The place of a transcoder's targets, or None.
+        source: What the model reads.
+        settings: Of the harvest.
+        facts: About the model.
+        lens: TransformerLens' names of places.
 
     Raises:
         StoreError: If the folder holds something else.
@@ -103,13 +114,19 @@ def sink_of(
         "place": point.place,
         "target_place": None if target is None else target.place,
     }
+    if settings.gradients and target is not None:
+        asked["gradient_place"] = target.place
     info = {
         **asked,
         "hook": point.name,
         "hook_out": None if target is None else target.name,
+        "prepend_bos": source.begins_with_bos,
         "tokenizer": str(getattr(source.tokenizer, "name_or_path", "") or ""),
     }
-    del info["place"], info["target_place"]
+    del info["target_place"]
+    info["lens_hook"] = lens.get(point.place)
+    if target is not None:
+        info |= {"place_out": target.place, "lens_hook_out": lens.get(target.place)}
     if folder is None:
         return Sink(point, Index(asked, info), None)
     remove_halves(folder)
@@ -173,7 +190,8 @@ def finished(sink: Sink, source: Source, settings: HarvestSettings) -> Contents:
     sink.index.report = report.to_json()
     if sink.folder is None:
         table = Table(sink.made)
-        return Contents(table, sink.index.digest, sink.point.name, sink.index.info, report)
+        info = {**sink.index.info, "context": table.longest}
+        return Contents(table, sink.index.digest, sink.point.name, info, report)
     sink.index.write(sink.folder)
     return open_contents(sink.folder)
 

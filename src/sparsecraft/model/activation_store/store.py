@@ -43,12 +43,15 @@ class ActivationStore:
         tokens: In place of texts: int64 (contexts, tokens) token ids.
         batches: In place of texts: what the model is called with, mappings or tensors.
         tokenizer: By default the one of the model's `name_or_path`.
-        context: Tokens that the model reads in a row.
+        context: Tokens of texts that the model reads in a row, 128 by default; tokens and batches
+            are read as they are.
         skip_special: Whether special tokens are left out; or the ids of those to leave out.
-            Padding always is.
+            Padding is where it is known: in batches by `attention_mask`, in tokens by a padding
+            token that has no other office; else the report says so.
         skip_first: Positions left out at the start of each context.
-        prepend_bos: Whether a context begins with the tokenizer's BOS; None: as it does itself.
-        gradients: Whether the gradient of the model's loss is kept with each activation.
+        prepend_bos: Whether contexts of texts begin with BOS; None: as the tokenizer does itself.
+        gradients: Whether the gradient of the model's loss is kept with each activation; with `to`
+            that with respect to the target, on which a transcoder's directions act.
         loss: From the model's output and its batch to a scalar, summed over tokens; by default
             the cross-entropy of the next token, for causal language models.
         to: A second hook point, whose activations a transcoder shall reconstruct.
@@ -83,7 +86,7 @@ class ActivationStore:
         tokens: Tensor | None = None,
         batches: Iterable[Any] | None = None,
         tokenizer: Any = None,
-        context: int = 128,
+        context: int | None = None,
         skip_special: bool | Collection[int] = True,
         skip_first: int = 0,
         prepend_bos: bool | None = None,
@@ -126,7 +129,8 @@ class ActivationStore:
 
         Args:
             x: (..., d_in).
-            gradient: Of the model's loss, like x.
+            gradient: Of the model's loss with respect to what is reconstructed: like the target
+                if there is one, else like x.
             target: (..., d_out), for a transcoder.
 
         Raises:
@@ -186,6 +190,11 @@ class ActivationStore:
         return self._table.width("gradient") > 0
 
     @property
+    def has_target(self) -> bool:
+        """Whether each activation comes with another one, to be reconstructed in its place."""
+        return self._table.width("target") > 0
+
+    @property
     def tokens(self) -> Tensor | None:
         """int32 (contexts, context) token ids, -1 behind short contexts; None without a text."""
         return self._selection.tokens
@@ -196,13 +205,7 @@ class ActivationStore:
         return self._selection.count
 
     def place(self, index: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Returns where rows stand: int64 context numbers and positions, both (n,).
-
-        None for a store of tensors.
-
-        Args:
-            index: (n,) row numbers.
-        """
+        """Returns context numbers and positions, int64 (n,), of rows (n,); None for tensors."""
         if self.at is None:
             return None
         index = check_index(index, len(self))
@@ -210,10 +213,7 @@ class ActivationStore:
         return self._selection.context_of(index), positions.long()
 
     def rows(self, index: Tensor) -> ActivationBatch:
-        """Returns the rows with these numbers, in this order.
-
-        Args:
-            index: (n,) whole numbers below the length.
+        """Returns the rows with these numbers (n,), in this order.
 
         Raises:
             InvalidValue: If a number is not below the length.

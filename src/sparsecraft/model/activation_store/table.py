@@ -83,13 +83,19 @@ class Table:
                 out[order[mine]] = getattr(shard, part).index_select(0, local)
         return out
 
+    @property
+    def longest(self) -> int | None:
+        """Tokens of the longest context, or None without a text."""
+        widths = [shard.tokens.shape[1] for shard in self.shards if shard.tokens is not None]
+        return max(widths, default=None)
+
     @cached_property
     def tokens(self) -> Tensor | None:
         """int32 (contexts, longest) token ids, or None; shorter contexts end in -1."""
         found = [shard.tokens for shard in self.shards if shard.tokens is not None]
         if not found:
             return None
-        longest = max(part.shape[1] for part in found)
+        longest = self.longest or 0
         padded = [
             torch.nn.functional.pad(part, (0, longest - part.shape[1]), value=NO_TOKEN)
             for part in found

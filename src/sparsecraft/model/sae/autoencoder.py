@@ -16,8 +16,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from sparsecraft.core import seeds
-from sparsecraft.core.attribution import check_gradient
 from sparsecraft.core.code import Code
 from sparsecraft.core.errors import UnknownName
 from sparsecraft.core.kinds import Activation, Elementwise, Own, Selecting, Side
@@ -28,9 +26,16 @@ from sparsecraft.kernels.codes import (
     selected_pre_activations,
 )
 from sparsecraft.kernels.codes.encoder import Precision
-from sparsecraft.model.sae.checks import check_prefixes, check_rows, check_sizes
+from sparsecraft.model.sae.checks import (
+    check_options,
+    check_prefixes,
+    check_rows,
+    check_sizes,
+    checked_gradient,
+)
 from sparsecraft.model.sae.direct import ranks_rows
 from sparsecraft.model.sae.estimator import Estimator
+from sparsecraft.model.sae.first_weights import first_weights
 from sparsecraft.model.sae.report import SAEReport
 from sparsecraft.model.sae.row_scaling import ROW_NORMS, RowNorm, RowScaling
 
@@ -42,15 +47,19 @@ class SparseAutoencoder(Estimator, nn.Module):
         d_in: Width of what is encoded.
         d_sae: Latents of the dictionary.
         activation: How pre-activations become a code, from `sparsecraft.methods.codes`.
-        d_out: Width of what is reconstructed, if another tensor (a transcoder); else d_in.
-        skip: Whether a transcoder adds a linear map of its input (W_skip).
+        d_out: Width of what is reconstructed; d_in if left out.
+        transcoder: Whether that is another tensor than is encoded, such as the output of an MLP
+            whose input is; None: yes where the widths differ, or with `skip`. It begins with an
+            encoder of its own and a decoder of zeros, and is trained on a store with targets.
+        skip: Whether a linear map of the input is added (W_skip).
         tied: Whether the encoder reads along the decoder's directions, each latent with a scale of
             its own (GBA).
         row_norm: What is undone for each row: "unit" divides by its norm, "layer" subtracts its
             mean and divides by its standard deviation.
         prefixes: Latents of nested dictionaries (Matryoshka), ascending, the last d_sae.
-        unroll: Proximal gradient steps of the encoder; 1 is the usual autoencoder.
-        subtract_bias: Whether the encoder reads x - b_dec.
+        unroll: Proximal gradient steps of the encoder, for codes of rows alone; usually 1.
+        subtract_bias: Whether the encoder reads x - b_dec; None: yes, but not in a transcoder,
+            where b_dec is a centre of the outputs.
         seed: Of the first weights.
 
     Raises:
@@ -64,12 +73,13 @@ class SparseAutoencoder(Estimator, nn.Module):
         activation: Activation,
         *,
         d_out: int | None = None,
+        transcoder: bool | None = None,
         skip: bool = False,
         tied: bool = False,
         row_norm: RowNorm = "none",
         prefixes: tuple[int, ...] = (),
         unroll: int = 1,
-        subtract_bias: bool = True,
+        subtract_bias: bool | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -80,7 +90,10 @@ class SparseAutoencoder(Estimator, nn.Module):
         activation.check(d_in, d_sae)
         self.d_in, self.d_sae, self.d_out = d_in, d_sae, d_out
         self.activation, self.row_norm, self.unroll = activation, row_norm, unroll
-        self.tied, self.subtract_bias = tied, subtract_bias
+        self.tied = tied
+        self.transcoder = skip or d_in != d_out if transcoder is None else transcoder
+        self.subtract_bias = not self.transcoder if subtract_bias is None else subtract_bias
+        check_options(self)
         self.prefixes = check_prefixes(prefixes, d_sae)
         self.info: dict[str, Any] = {}
         """Where the activations came from: model, hook, context, tokens; kept in the file."""
@@ -104,10 +117,11 @@ class SparseAutoencoder(Estimator, nn.Module):
 
         Args:
             x: (..., d_in).
-            gradient: Of the model's loss, like x, for an activation that selects by it.
+            gradient: (..., d_out), of the model's loss with respect to what is reconstructed (x, or
+                a transcoder's target), for an activation that selects by it.
 
         Raises:
-            InvalidValue: If rows or gradient have another shape or type than can be encoded.
+            InvalidValue: If rows or gradient cannot be encoded, or a gradient would be ignored.
             NonFinite: If they hold NaN or infinity.
         """
         code = self.sparse_encode(x, gradient=gradient)
@@ -118,9 +132,8 @@ class SparseAutoencoder(Estimator, nn.Module):
         rows = self.check_input(x).reshape(-1, self.d_in)
         scaling = RowScaling.of(rows, self.row_norm)
         if gradient is not None:
-            gradient = check_gradient(gradient, x.shape).to(rows.dtype).reshape(-1, self.d_in)
-        flat = None if gradient is None else scaling.gradient(gradient)
-        z = self.code_of(scaling.apply(rows), gradient=flat)
+            gradient = scaling.gradient(checked_gradient(self, x, gradient))
+        z = self.code_of(scaling.apply(rows), gradient=gradient)
         return z if isinstance(z, Code) else Code.of(z)
 
     def decode(self, z: Tensor | Code) -> Tensor:
@@ -137,10 +150,10 @@ class SparseAutoencoder(Estimator, nn.Module):
 
         Args:
             inner: (rows, d_in), normalised.
-            precision: "bfloat16" rounds the factors of the product.
+            precision: "bfloat16" rounds the product and its factors; the rest is float32.
         """
         x = self.centred(inner)
-        return pre_activations(x, self.encoder(), self.b_enc, precision).to(inner.dtype)
+        return pre_activations(x, self.encoder(), self.b_enc, precision)
 
     def code_of(
         self,
@@ -154,11 +167,11 @@ class SparseAutoencoder(Estimator, nn.Module):
 
         Args:
             inner: (rows, d_in), normalised.
-            gradient: (rows, d_in), or None.
+            gradient: (rows, d_out), or None.
             u: The pre-activations, if they are there already; with their graph where the code
                 unrolls several steps.
-            precision: Of the product from which u comes, or a selection is made; values that are
-                selected are exact either way.
+            precision: Of the product from which u comes, or a selection is made; values that a
+                selection keeps are exact either way, unless several steps are unrolled.
         """
         if isinstance(self.activation, Elementwise):
             u = self.pre_activations(inner, precision) if u is None else u
@@ -185,7 +198,7 @@ class SparseAutoencoder(Estimator, nn.Module):
 
     def encoder(self) -> Tensor:
         """Returns what the encoder multiplies with, (d_in, d_sae); tied: the directions."""
-        return self.W_dec.T if self.W_enc is None else self.W_enc
+        return self.W_dec.T if self.tied else self.W_enc
 
     def decoder_rows(self) -> Tensor:
         """Returns what the code is multiplied with, (d_sae, d_out); tied: scaled directions."""
@@ -193,22 +206,17 @@ class SparseAutoencoder(Estimator, nn.Module):
 
     def centred(self, inner: Tensor) -> Tensor:
         """Returns the normalised rows as the encoder's matrix reads them."""
-        return inner - self.b_dec if self.subtracts_bias else inner
-
-    @property
-    def subtracts_bias(self) -> bool:
-        """Whether the encoder reads x - b_dec: it was asked for, and the widths are the same."""
-        return self.subtract_bias and self.d_in == self.d_out
+        return inner - self.b_dec if self.subtract_bias else inner
 
     def check_input(self, x: Tensor) -> Tensor:
-        """Returns x, or raises if it cannot be encoded.
+        """Returns x on the device and in the type of the weights, or raises.
 
         Raises:
             InvalidValue: For another width, an integer type or no rows.
             NonFinite: For NaN or infinite values.
         """
         check_rows(x, self.d_in)
-        return x.to(self.W_dec.dtype)
+        return x.to(self.W_dec)
 
     def normalise_rows(self, rows: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """Returns the rows normalised, and the function that undoes it on a reconstruction."""
@@ -234,7 +242,7 @@ class SparseAutoencoder(Estimator, nn.Module):
             starts,
             columns,
             found=found,
-            centre=centre if self.subtracts_bias else None,
+            centre=centre if self.subtract_bias else None,
         )
         return Code(starts, columns, values, self.d_sae)
 
@@ -266,23 +274,18 @@ class SparseAutoencoder(Estimator, nn.Module):
         return code
 
     def _make_weights(self, skip: bool, seed: int) -> None:
-        stream = seeds.generator(seed, "sae", "weights")
-        directions = torch.randn(self.d_sae, self.d_out, generator=stream)
-        self.W_dec = nn.Parameter(directions / directions.norm(dim=1, keepdim=True))
+        directions, decoder = first_weights(
+            self.d_in, self.d_sae, self.d_out, transcoder=self.transcoder, seed=seed
+        )
+        self.W_dec = nn.Parameter(decoder)
         self.b_dec = nn.Parameter(torch.zeros(self.d_out))
         self.b_enc = nn.Parameter(
             torch.zeros(self.d_sae), requires_grad=not self.activation.moves_bias
         )
-        self.W_enc = None if self.tied else nn.Parameter(self._first_encoder(stream).T)
+        if not self.tied:
+            self.W_enc = nn.Parameter(directions.T)
         self.scale = nn.Parameter(torch.ones(self.d_sae)) if self.tied else None
         self.W_skip = nn.Parameter(torch.zeros(self.d_in, self.d_out)) if skip else None
-
-    def _first_encoder(self, stream: torch.Generator) -> Tensor:
-        """Returns (d_sae, d_in): the decoder's directions, or random ones for a transcoder."""
-        if self.d_in == self.d_out:
-            return self.W_dec.detach().clone()
-        rows = torch.randn(self.d_sae, self.d_in, generator=stream)
-        return rows / rows.norm(dim=1, keepdim=True)
 
     def _make_own(self, seed: int) -> None:
         parameters, state = self.activation.initial(self.d_sae, seed)

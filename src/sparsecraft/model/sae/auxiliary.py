@@ -55,7 +55,7 @@ class AuxiliaryStep:
     def pre_activations(self, latents: Tensor) -> Tensor:
         """Returns the pre-activations (rows, n) of some latents (n,), with their graph."""
         sae = self.sae
-        weight = sae.W_dec[latents].T if sae.W_enc is None else sae.W_enc.T[latents].T
+        weight = sae.W_dec[latents].T if sae.tied else sae.W_enc.T[latents].T
         return torch.addmm(sae.b_enc[latents], sae.centred(self.inner), weight)
 
     def directions(self, latents: Tensor) -> Tensor:

@@ -4,7 +4,9 @@ Ayonrinde (2024) compares how often each latent fires with what Zipf's law expec
 lets the under-used ones reconstruct the residual, as AuxK does with the dead ones. The exact form
 is not published; here a latent's pre-activation is multiplied with its under-use
 u = clip(1 - density / expected, 0, 1), both in the ranking and in the value. A dead latent has
-u = 1, so that AuxK is the case in which u is 1 for dead latents and 0 for all others.
+u = 1, so that AuxK is the case in which u is 1 for dead latents and 0 for all others; dead is what
+the training calls so, or what did not fire once while its density was averaged. The law is fitted
+to the others alone.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ class AuxZipf(AuxK):
         rectify: Whether only positive pre-activations are decoded; see `AuxK`.
         weighting: "soft" weighs by the under-use; "hard" gives 1 to latents that fire less than
             half as often as expected, and 0 to the others.
-        density_momentum: Of the running density of each latent, in [0, 1).
+        density_momentum: Of the running density of each latent, in [0, 1); what is silent for
+            1 / (1 - momentum) batches counts as dead.
 
     Reference:
         Ayonrinde, 2024, arXiv 2411.02124, aux_zipf_loss.
@@ -55,13 +58,14 @@ class AuxZipf(AuxK):
         """Returns the loss, or None before the first batch and where no latent is under-used."""
         if step.density is None or bool(torch.isnan(step.density).any()):
             return None
-        return self.weighted_loss(step, self.weights(step.density).to(step.inner))
+        living = step.density.masked_fill(step.dead, 0.0)
+        return self.weighted_loss(step, self.weights(living).to(step.inner))
 
     def weights(self, density: Tensor) -> Tensor:
         """Returns (d_sae,) the weight of each latent, in [0, 1].
 
         Args:
-            density: (d_sae,), the share of rows in which each latent fires.
+            density: (d_sae,), the share of rows in which each latent fires; 0 for the dead.
         """
         # No law can be fitted to so few: only the dead are brought back.
         if int((density > 0).sum()) < FEWEST_RANKS:

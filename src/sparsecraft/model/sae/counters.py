@@ -1,4 +1,9 @@
-"""How long each latent has been silent, counted in tokens and over all ranks."""
+"""How long each latent has been silent, counted in tokens and over all ranks.
+
+A running share of rows never falls to zero by itself. What fires less than once in the batches that
+it averages over cannot be measured by it, so after as many silent batches it is set to zero, and a
+dead latent is told from a rare one.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sparsecraft.core.code import Code
-from sparsecraft.core.code_thresholds import move_towards
+from sparsecraft.core.code_thresholds import move_towards, window
 from sparsecraft.model.ranks import sum_over_ranks_, world_size
 
 
@@ -19,7 +24,7 @@ class FiringCounter:
         latents: How many.
         device: Where they are counted.
         density_momentum: Of the running share of rows in which each latent fires, in [0, 1); None:
-            it is not kept.
+            it is not kept. It is 0 for what was silent for 1 / (1 - momentum) batches.
     """
 
     def __init__(
@@ -40,14 +45,23 @@ class FiringCounter:
 
     def add(self, z: Tensor | Code) -> None:
         """Counts a batch, of which every rank has one of the same size."""
-        counts = z.fired() if isinstance(z, Code) else (z.detach() != 0).sum(0)
+        self.add_counts(z.fired() if isinstance(z, Code) else (z.detach() != 0).sum(0), len(z))
+
+    def add_counts(self, counts: Tensor, rows: int) -> None:
+        """Counts a batch by its counts.
+
+        Args:
+            counts: int64 (latents,), at how many rows of this rank each fired; summed in place.
+            rows: Of this rank; every rank has as many.
+        """
+        rows *= world_size()
         sum_over_ranks_(counts)
         self.fired += counts
-        self.silent += len(z) * world_size()
+        self.silent += rows
         self.silent[counts > 0] = 0
         if self.density is not None and self.density_momentum is not None:
-            share = counts / (len(z) * world_size())
-            move_towards(self.density, share, self.density_momentum)
+            move_towards(self.density, counts / rows, self.density_momentum)
+            self.density[self.silent >= window(self.density_momentum) * rows] = 0.0
 
     def dead(self, after: int) -> Tensor:
         """Returns bool (latents,): silent for at least `after` tokens."""

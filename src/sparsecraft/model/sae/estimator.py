@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sparsecraft.core.fidelity import ReconstructionSums
+from sparsecraft.model.sae.bench_face import BenchFace
 
 if TYPE_CHECKING:
     from sparsecraft.model.activation_store import ActivationStore
@@ -25,7 +25,7 @@ Rows = TypeVar("Rows", Tensor, np.ndarray[Any, Any])
 ROWS_AT_ONCE = 4096
 
 
-class Estimator:
+class Estimator(BenchFace):
     """The part of `SparseAutoencoder` that is used from outside: trained, applied, saved."""
 
     def fit(
@@ -39,7 +39,8 @@ class Estimator:
         """Returns itself, trained; `report` then says how it went.
 
         One that is trained already goes on from its weights. Whatever stops a training, the
-        autoencoder is left as of the last step, reading raw activations.
+        autoencoder is left as of the last step, reading raw activations. Ctrl-C waits until the
+        step is done, and until a checkpoint of it is written; a second one does not.
 
         Args:
             data: A store, or activations (rows, d_in).
@@ -49,7 +50,8 @@ class Estimator:
             progress: Told (stage, steps done, steps).
 
         Raises:
-            InvalidValue: If the data do not fit the autoencoder or the settings.
+            InvalidValue: If the data do not fit the autoencoder or the settings, or the activation
+                has no name under which a checkpoint could be read.
             MissingStatistic: If the activation needs gradients that the store lacks.
             NonFinite: For NaN or infinite activations, or a training that diverges.
             CheckpointError: If the directory has a training with other settings.
@@ -105,15 +107,26 @@ class Estimator:
         return self.fit(data, training, **options).transform(data)
 
     @torch.no_grad()
-    def score(self, x: Tensor | np.ndarray[Any, Any]) -> float:
-        """Returns the explained variance 1 - FVU of rows (..., d_in); the mean scores 0."""
-        sae = cast("SparseAutoencoder", self)
-        sums = ReconstructionSums()
-        rows = torch.as_tensor(x)
-        with evaluating(sae):
-            for part in sae.check_input(rows).reshape(-1, sae.d_in).split(ROWS_AT_ONCE):
-                sums.add(part, sae(part))
-        return sums.explained_variance
+    def score(
+        self,
+        data: ActivationStore | Tensor | np.ndarray[Any, Any],
+        target: Tensor | np.ndarray[Any, Any] | None = None,
+    ) -> float:
+        """Returns the explained variance 1 - FVU of what is reconstructed; its mean scores 0.
+
+        Rows are encoded by themselves, without gradients.
+
+        Args:
+            data: Rows (..., d_in); or a store, with targets if this is a transcoder.
+            target: (..., d_out), for a transcoder whose rows are no store.
+
+        Raises:
+            InvalidValue: If targets are missing or too much, or have another shape.
+        """
+        from sparsecraft.model.sae.scoring import explained_variance
+
+        with evaluating(cast("SparseAutoencoder", self)):
+            return explained_variance(cast("SparseAutoencoder", self), data, target)
 
     def freeze_thresholds(
         self,
@@ -122,9 +135,10 @@ class Estimator:
         batch: int = ROWS_AT_ONCE,
         seed: int = 0,
     ) -> Self:
-        """Returns itself, with thresholds for rows that come alone, exact on these rows.
+        """Returns itself, with thresholds for rows that come alone, set on these rows.
 
-        With them the rows keep as many entries on average as a selection over all of them would.
+        With them these rows keep k entries on average, as a selection over all of them would: k
+        exactly, unless fewer are positive (with budgets, of a latent) or several equal the last.
 
         Args:
             data: A store, or raw activations (rows, d_in).

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -19,6 +18,9 @@ from sparsecraft.model.activation_store import ActivationStore
 from sparsecraft.model.digests import digest
 from sparsecraft.model.ranks import check_agreement, mean_over_ranks_, rank, world_size
 from sparsecraft.model.sae import checkpoint
+from sparsecraft.model.sae.checks import check_targets
+from sparsecraft.model.sae.formats.ours import check_writable
+from sparsecraft.model.sae.loop import Progress, take_steps
 from sparsecraft.model.sae.report import SAEReport
 from sparsecraft.model.sae.row_scaling import RowScaling
 from sparsecraft.model.sae.trainer import Trainer
@@ -27,7 +29,6 @@ from sparsecraft.model.sae.training_settings import SAETraining
 if TYPE_CHECKING:
     from sparsecraft.model.sae.autoencoder import SparseAutoencoder
 
-Progress = Callable[[str, int, int], None]
 _SHARED = ("steps", "batch", "held_out", "checkpoint_every", "seed")
 _MEASURED = 65_536
 _ROWS_AT_ONCE = 4096
@@ -83,7 +84,11 @@ def train_together(
     """
     store = as_store(data)
     plans = _plans(saes, trainings)
+    folder = None if directory is None else Path(directory)
     _check(saes, store, plans)
+    if folder is not None:
+        for sae in saes:
+            check_writable(sae)
     plan = plans[0]
     rows, held_out = store.split(plan.held_out, plan.seed) if plan.held_out else (store, None)
     trainers = [Trainer(sae, each) for sae, each in zip(saes, plans, strict=True)]
@@ -94,14 +99,13 @@ def train_together(
             f"weights of {n}": digest(sae.state_dict().items()) for n, sae in enumerate(saes)
         }
         check_agreement({**identity, **weights})
-    folder = None if directory is None else Path(directory)
     before = None if folder is None else checkpoint.load(folder, trainers, reader, identity)
     first = trainers[0].steps_done
     try:
         if before is None:
             for trainer in trainers:
                 trainer.begin(rows)
-        spent = _run(trainers, reader, folder, identity, before or 0.0, progress)
+        spent = take_steps(trainers, reader, folder, identity, before or 0.0, progress)
     finally:  # what a training that was stopped leaves reads raw activations too
         for trainer in trainers:
             trainer.finish()
@@ -109,40 +113,6 @@ def train_together(
         trainer.sae.report = _report(trainer, rows, held_out, spent, first)
         trainer.sae.info.update(store.info, training=_summary(trainer))
     return list(saes)
-
-
-def _run(
-    trainers: Sequence[Trainer],
-    reader: Any,
-    folder: Path | None,
-    identity: Mapping[str, str],
-    spent: float,
-    progress: Progress | None,
-) -> float:
-    """Takes the steps that are left; returns the seconds spent, with those of earlier sessions."""
-    plan = trainers[0].training
-    begun = time.perf_counter()
-    for number in range(trainers[0].steps_done, plan.steps):
-        batch = next(reader)
-        for trainer in trainers:
-            trainer.step(batch)
-        done = number + 1
-        if folder is not None and (done % plan.checkpoint_every == 0 or done == plan.steps):
-            seconds = spent + time.perf_counter() - begun
-            if rank() == 0:
-                checkpoint.save(folder, trainers, reader, identity, seconds)
-        if progress is not None:
-            progress(_stage(trainers), done, plan.steps)
-    return spent + time.perf_counter() - begun
-
-
-def _stage(trainers: Sequence[Trainer]) -> str:
-    """Returns what a progress bar says: the last recorded loss and L0 of the first."""
-    history = trainers[0].history
-    if not history:
-        return "first steps"
-    last = history[-1]
-    return f"error {last['reconstruction']:.3g}, L0 {last['active']:.1f}, dead {last['dead']:.0%}"
 
 
 def _report(
@@ -263,11 +233,17 @@ def _check(
             f"batch={plans[0].batch} cannot be divided between {world_size()} processes: give a "
             "multiple of it"
         )
-    for sae in saes:
+    for sae, plan in zip(saes, plans, strict=True):
         if sae.d_in != store.d_in or sae.d_out != store.d_out:
             raise InvalidValue(
                 f"this autoencoder reads {sae.d_in} entries and reconstructs {sae.d_out}; the "
                 f"store has {store.d_in} and {store.d_out}"
+            )
+        check_targets(sae, store.has_target)
+        if sae.transcoder and plan.decoder == "unit" and not bool(sae.W_dec.any()):
+            raise InvalidValue(
+                "decoder='unit' keeps rows of the decoder at norm one, and a transcoder begins "
+                "with zeros: leave decoder at 'auto', or give 'free'"
             )
         if sae.activation.needs_gradient and not store.has_gradient:
             raise MissingStatistic(
@@ -285,6 +261,7 @@ def _identity(trainers: Sequence[Trainer], store: ActivationStore) -> dict[str, 
         facts[f"activation{of}"] = repr(sae.activation)
         for name in (
             "d_in", "d_sae", "d_out", "row_norm", "unroll", "tied", "prefixes", "subtract_bias",
+            "transcoder",
         ):  # fmt: skip
             facts[f"{name}{of}"] = repr(getattr(sae, name))
         facts[f"skip{of}"] = repr(sae.W_skip is not None)

@@ -20,6 +20,7 @@ from sparsecraft.core.kinds import CodeStep, Elementwise
 from sparsecraft.kernels.codes import decode
 from sparsecraft.kernels.codes.encoder import Precision
 from sparsecraft.model.sae.auxiliary import Auxiliary, AuxiliaryStep
+from sparsecraft.model.sae.checks import check_targets
 from sparsecraft.model.sae.direct import ranks_rows
 from sparsecraft.model.sae.row_scaling import RowScaling
 
@@ -36,7 +37,7 @@ class Objective:
         u: (rows, d_sae) pre-activations, without a graph; None where nothing looks at them.
         z: The code.
         inner: (rows, d_in), what was encoded.
-        gradient: (rows, d_in) of the model's loss with respect to `inner`, or None.
+        gradient: (rows, d_out) of the model's loss with respect to `target`, or None.
         target: (rows, d_out).
         reconstruction: (rows, d_out).
     """
@@ -74,17 +75,17 @@ def objective(
         sae: In training mode where a selection over the batch is meant.
         x: (rows, d_in).
         target: (rows, d_out), or None for x itself.
-        gradient: (rows, d_in) of the model's loss with respect to x, or None.
+        gradient: (rows, d_out) of the model's loss with respect to the target (or x), or None.
         dead: bool (d_sae,), or None for none.
         density: (d_sae,), the running share of rows in which each latent fires, or None.
         warmth: How far penalties have risen, in [0, 1].
         auxiliary: A loss for dead latents, or None.
         prefix_loss: "mean" or "sum" over nested dictionaries.
-        precision: Of the product from which a selection is made.
+        precision: Of the product x W_enc; see `SAETraining`.
 
     Raises:
         MissingStatistic: If the activation needs gradients and there are none.
-        InvalidValue: If a target is missing or of the wrong width.
+        InvalidValue: If a target is missing, too much, or of the wrong width.
     """
     _check(sae, target, gradient)
     scaling = RowScaling.of(x, sae.row_norm)
@@ -161,3 +162,4 @@ def _check(sae: SparseAutoencoder, target: Tensor | None, gradient: Tensor | Non
             f"this autoencoder reconstructs {sae.d_out} entries, and what is to be reconstructed "
             f"has {width}.{hint}"
         )
+    check_targets(sae, target is not None)

@@ -68,6 +68,8 @@ class ProjectedAdam:
             for moment in ("exp_avg", "exp_avg_sq"):
                 if parameter is self.sae.W_enc:
                     state[moment][:, latents] = 0
+                elif parameter is self.sae.b_dec:
+                    continue  # its entries are no latents, though they may be as many
                 elif parameter is self.sae.W_dec or parameter.shape == (self.sae.d_sae,):
                     state[moment][latents] = 0
 

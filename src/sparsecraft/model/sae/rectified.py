@@ -55,6 +55,7 @@ def rectified(sae: SparseAutoencoder) -> SparseAutoencoder:
         2 * sae.d_sae,
         activation,
         d_out=sae.d_out,
+        transcoder=sae.transcoder,
         skip=sae.W_skip is not None,
         tied=sae.tied,
         row_norm=sae.row_norm,

@@ -3,7 +3,8 @@
 Bricken et al. (2023) draw inputs with probability proportional to the square of their loss, give
 their directions to the dead latents, and set encoder rows to a fifth of the living ones' mean norm.
 Moments of the optimiser are set to zero, else the old ones would undo it. Here the inputs are those
-of one batch of the first rank.
+of one batch, over ranks that of the first, which all ranks then draw from. Thresholds, scales and
+biases that an activation trains for each latent start anew too (`Activation.restart`).
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ def resample(
     inputs = _directions(sae.centred(inner)[drawn])
     outputs = _directions((target - sae.b_dec)[drawn])
     sae.W_dec[latents] = outputs
-    if sae.W_enc is not None:
+    if not sae.tied:
         norms = sae.W_enc.norm(dim=0)
         mean = norms[living].mean() if bool(living.any()) else norms.mean()
         sae.W_enc[:, latents] = (encoder_norm * mean * inputs).T
@@ -94,6 +95,7 @@ def resample(
         sae.scale[latents] = 1.0
     if not sae.activation.moves_bias:
         sae.b_enc[latents] = 0.0
+    sae.activation.restart(sae.own, latents)
     return latents
 
 

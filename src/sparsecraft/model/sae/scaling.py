@@ -48,7 +48,7 @@ def fold(sae: SparseAutoencoder, scaling: Scaling) -> None:
     if sae.row_norm != "none" or scaling == Scaling():
         return
     s, t = scaling.inputs, scaling.targets
-    if sae.W_enc is None:
+    if sae.tied:
         sae.W_dec.mul_(s)
         cast(Tensor, sae.scale).div_(s * t)
     else:

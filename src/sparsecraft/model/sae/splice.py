@@ -176,7 +176,7 @@ class _Splice:
             self.sae.info.get("hook_out") if at in (None, self.sae.info.get("hook")) else to
         )
         if to is None:
-            if self.sae.d_in != self.sae.d_out:
+            if self.sae.transcoder:
                 raise InvalidValue(
                     f"a transcoder from {self.sae.d_in} to {self.sae.d_out} entries writes to "
                     "another place than it reads: give to="
@@ -208,9 +208,9 @@ class _Splice:
             return None
         new = self._rows(rows, y.reshape(-1, self.sae.d_out) if where is None else y[where])
         if where is None:
-            return new.to(y.dtype).reshape(y.shape)
+            return new.to(y).reshape(y.shape)
         out = y.clone()
-        out[where] = new.to(y.dtype)
+        out[where] = new.to(y)
         return out
 
     def _rows(self, x: Tensor, y: Tensor) -> Tensor:
@@ -224,7 +224,7 @@ class _Splice:
             added = self.changes.delta(z) @ directions
         if self.keep_error:
             # Undoing a normalisation is affine; the difference takes its shift out again.
-            return y.to(inner.dtype) + undo(added) - undo(torch.zeros_like(added))
+            return y.to(inner) + undo(added) - undo(torch.zeros_like(added))
         return undo(sae.reconstruct(z, inner) + added)
 
     def _check_width(self, point: HookPoint, x: Tensor, y: Tensor) -> None:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from sparsecraft.core import seeds
-from sparsecraft.core.code import Code
 from sparsecraft.core.errors import InvalidValue, NonFinite
-from sparsecraft.core.kinds import Side
-from sparsecraft.model.ranks import mean_over_ranks_, reduce_over_ranks_
+from sparsecraft.model.ranks import (
+    fail_together,
+    from_first_rank,
+    mean_over_ranks_,
+    reduce_over_ranks_,
+)
 from sparsecraft.model.sae import scaling as scalings
 from sparsecraft.model.sae.bias import ROWS, geometric_median
+from sparsecraft.model.sae.checks import check_micro_batch
 from sparsecraft.model.sae.counters import FiringCounter
 from sparsecraft.model.sae.objective import Objective, objective
 from sparsecraft.model.sae.optimiser import CLIP_EPS
@@ -21,6 +26,7 @@ from sparsecraft.model.sae.projected_adam import ProjectedAdam
 from sparsecraft.model.sae.resampling import resample
 from sparsecraft.model.sae.row_scaling import RowScaling
 from sparsecraft.model.sae.scaling import Scaling
+from sparsecraft.model.sae.step_record import StepRecord
 
 if TYPE_CHECKING:
     from sparsecraft.model.activation_store import ActivationBatch, ActivationStore
@@ -38,7 +44,8 @@ class Trainer:
         training: Settings.
 
     Raises:
-        InvalidValue: If its weights are of a half precision.
+        InvalidValue: If its weights are of a half precision, or a batch cannot be worked on in
+            pieces.
     """
 
     def __init__(self, sae: SparseAutoencoder, training: SAETraining) -> None:
@@ -47,11 +54,12 @@ class Trainer:
                 f"weights of type {sae.W_dec.dtype} cannot be trained: call .float() first; for "
                 "speed give SAETraining(precision='bfloat16')"
             )
+        check_micro_batch(sae.activation, training)
         self.sae, self.training = sae, training
         self.auxiliary = training.auxiliary_of(sae.activation)
         self.optimizer = ProjectedAdam(
             sae,
-            unit=sae.tied or training.decoder == "unit",
+            unit=sae.tied or training.unit_rows(sae.transcoder),
             betas=training.betas,
             epsilon=training.epsilon,
         )
@@ -83,16 +91,15 @@ class Trainer:
         """
         training, number = self.training, self.steps_done
         self.sae.train()
-        found = self._objective(batch, number)
-        self.optimizer.clear()
-        found.total.backward()
+        found = fail_together(lambda: self._work(batch, number), self.sae.W_dec.device)
         rate = training.rate(number, self.sae.d_sae)
         self.optimizer.step(rate, self._clip(found, number))
-        self.counter.add(found.z)
-        self._update(found, (number + 1) / training.steps)
-        self._resample(found, number + 1)
+        active = float(found.fired.sum()) / found.rows  # of this rank, as the losses are
+        self.counter.add_counts(found.fired, found.rows)
+        self._update(found.statistics, (number + 1) / training.steps)
+        self._resample(found.missed, number + 1)
         self.steps_done += 1
-        self._record(found, rate)
+        self._record({**found.losses, "active": active}, rate)
 
     def finish(self) -> None:
         """Folds the scale into the weights, which then read raw activations."""
@@ -136,7 +143,7 @@ class Trainer:
             sae,
             x * self.scaling.inputs,
             target=None if target is None else target * self.scaling.targets,
-            gradient=None if gradient is None else gradient / self.scaling.inputs,
+            gradient=None if gradient is None else gradient / self.scaling.targets,
             dead=self.dead(),
             density=self.counter.density,
             warmth=self.training.warmth(number),
@@ -145,7 +152,22 @@ class Trainer:
             precision=self.training.precision,
         )
 
-    def _clip(self, found: Objective, number: int) -> float:
+    def _work(self, batch: ActivationBatch, number: int) -> StepRecord:
+        """Returns what is kept of this rank's rows, and leaves their gradients."""
+        self.optimizer.clear()
+        resample = self.training.resample
+        due = resample is not None and resample.due(number + 1, self.training.steps)
+        pieces = batch.split(self.training.micro_batch or len(batch))
+        records = [self._piece(piece, len(piece) / len(batch), number, due) for piece in pieces]
+        return StepRecord.joined(records, self.sae.activation.reductions)
+
+    def _piece(self, piece: ActivationBatch, share: float, number: int, due: bool) -> StepRecord:
+        """Adds the gradients of a piece, of which nothing large is left when it returns."""
+        found = self._objective(piece, number)
+        (found.total * share).backward()
+        return StepRecord.of(found, self.sae, keep_rows=due)
+
+    def _clip(self, found: StepRecord, number: int) -> float:
         """Averages gradients over ranks; returns what a clip of their norm multiplies them with.
 
         Raises:
@@ -155,7 +177,7 @@ class Trainer:
         mean_over_ranks_(gradients)
         norm = torch.nn.utils.get_total_norm(gradients)
         if not bool(torch.isfinite(norm)):
-            losses = ", ".join(f"{k} {float(v.detach()):g}" for k, v in found.parts.items())
+            losses = ", ".join(f"{name} {loss:g}" for name, loss in found.losses.items())
             raise NonFinite(
                 f"the training diverged in step {number + 1} of {self.training.steps}: the "
                 f"gradients' norm is {float(norm)} ({losses}). The last checkpoint is kept. Give a "
@@ -165,40 +187,28 @@ class Trainer:
         return 1.0 if clip is None else min(1.0, clip / (float(norm) + CLIP_EPS))
 
     @torch.no_grad()
-    def _update(self, found: Objective, progress: float) -> None:
+    def _update(self, statistics: Mapping[str, Tensor] | None, progress: float) -> None:
         """Lets the activation change its state, from what all ranks saw."""
-        sae = self.sae
-        if found.u is None:
+        if statistics is None:
             return  # it observes nothing
-        side = Side(sae.decoder_rows().detach(), found.gradient)
-        z = found.z
-        z = z.with_values(z.values.detach()) if isinstance(z, Code) else z.detach()
-        statistics = dict(sae.activation.observe(found.u, z, sae.own, side))
-        reduce_over_ranks_(statistics, sae.activation.reductions)
-        sae.activation.update(sae.own, statistics, progress)
+        activation = self.sae.activation
+        reduce_over_ranks_(statistics, activation.reductions)
+        activation.update(self.sae.own, statistics, progress)
 
-    def _resample(self, found: Objective, number: int) -> None:
+    def _resample(self, missed: tuple[Tensor, ...], number: int) -> None:
         settings = self.training.resample
-        if settings is None or not settings.due(number, self.training.steps):
+        if settings is None or not missed:
             return
-        errors = (found.target - found.reconstruction).detach().square().sum(1)
+        # Rows of one rank: from its own each would make other weights.
+        inner, target, errors = from_first_rank(missed)
         stream = seeds.generator(self.training.seed, "resampling", number)
         latents = resample(
-            self.sae,
-            self.dead(),
-            found.inner,
-            found.target,
-            errors,
-            settings.encoder_norm,
-            stream,
+            self.sae, self.dead(), inner, target, errors, settings.encoder_norm, stream
         )
         self.optimizer.forget(latents)
         self.counter.reset(latents)
 
-    def _record(self, found: Objective, rate: float) -> None:
-        entries = found.z.values if isinstance(found.z, Code) else found.z
-        seen = {name: float(part.detach()) for name, part in found.parts.items()}
-        seen["active"] = int((entries.detach() != 0).sum()) / len(found.inner)
+    def _record(self, seen: Mapping[str, float], rate: float) -> None:
         for name, value in seen.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
         self._summed += 1
@@ -232,7 +242,7 @@ class Trainer:
 
     def _two_scales(self, store: ActivationStore) -> bool:
         """Returns whether b_dec is in the units of a target alone."""
-        return store.sample(1).target is not None and not self.sae.subtracts_bias
+        return store.sample(1).target is not None and not self.sae.subtract_bias
 
     @torch.no_grad()
     def _kept_norm(self) -> float:

@@ -12,7 +12,7 @@ from sparsecraft.kernels.codes.encoder import PRECISIONS, Precision
 from sparsecraft.model.sae.auxiliary import Auxiliary, AuxK
 from sparsecraft.model.sae.resampling import Resampling
 
-_DECODERS = ("unit", "free")
+_DECODERS = ("auto", "unit", "free")
 _PREFIX_LOSSES = ("mean", "sum")
 _BIASES = ("median", "mean", "keep")
 
@@ -24,6 +24,11 @@ class SAETraining:
     Args:
         steps: Of the optimiser.
         batch: Rows in a step, over all ranks together.
+        micro_batch: Rows that each rank works on at once, so that large batches need less memory;
+            None: all. For activations that look at each row alone the step is the same, but for
+            what belongs to a batch: variances (AuxK, AuxZipf), a target L0 (JumpReLU) and the first
+            step's scale of gradients (GradientTopK) are those of each piece, as they are of each
+            rank.
         learning_rate: At its peak; None: 2e-4 / sqrt(d_sae / 2^14).
         warm_up: Steps in which it rises linearly; None: a twentieth of the steps, at most 1000.
         decay: Share of the steps at the end in which it falls linearly to zero.
@@ -37,12 +42,15 @@ class SAETraining:
         scale_inputs: Whether activations are brought to E ||x|| = sqrt(d_in) for the training; the
             number is folded into the weights afterwards. Rows that `row_norm` scales need none.
         decoder: "unit" keeps the norm of each row at one (gradients are projected first), "free"
-            does not.
+            does not; "auto" is "unit", and "free" for a transcoder, whose rows begin as zeros.
         bias: The first b_dec: the geometric "median" or the "mean" of a sample, or "keep". A
             trained autoencoder keeps its own.
         prefix_loss: Whether nested dictionaries' losses are averaged or summed.
-        precision: Of the product from which a selection is made. Selected values, gradients and
-            weights are float32.
+        precision: Of the product x W_enc in the forward pass alone; all else is float32: biases,
+            losses, gradients, weights. With "bfloat16" a selection takes candidates from it and
+            computes what it keeps again, in float32. Activations that decide entry by entry (ReLU,
+            Gated, JumpReLU, GBA), and codes that unroll several steps, take the product as it is,
+            with 8 bits; so do the counts that move GBA's biases.
         held_out: Share of the contexts on which the report is measured; 0: on training rows.
         threshold_rows: Training rows at most on which thresholds of batch-level codes are set when
             the training ends, so that rows alone keep k entries on average; 0: the running ones,
@@ -66,6 +74,7 @@ class SAETraining:
 
     steps: int = 5000
     batch: int = 4096
+    micro_batch: int | None = None
     learning_rate: float | None = None
     warm_up: int | None = None
     decay: float = 0.2
@@ -76,21 +85,21 @@ class SAETraining:
     auxiliary: Auxiliary | Literal["auto"] | None = "auto"
     resample: Resampling | None = None
     scale_inputs: bool = True
-    decoder: Literal["unit", "free"] = "unit"
+    decoder: Literal["auto", "unit", "free"] = "auto"
     bias: Literal["median", "mean", "keep"] = "median"
     prefix_loss: Literal["mean", "sum"] = "mean"
     precision: Precision = "float32"
     held_out: float = 0.1
-    threshold_rows: int = 32_768
+    threshold_rows: int = 131_072
     checkpoint_every: int = 1000
     dead_after: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
-        whole = ("steps", "batch", "threshold_rows", "checkpoint_every", "warm_up", "dead_after")
-        for name in whole:
+        optional = ("warm_up", "dead_after", "micro_batch")
+        for name in ("steps", "batch", "threshold_rows", "checkpoint_every", *optional):
             value = getattr(self, name)
-            if value is None and name in ("warm_up", "dead_after"):
+            if value is None and name in optional:
                 continue
             least = 0 if name in ("warm_up", "threshold_rows") else 1
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
@@ -144,6 +153,10 @@ class SAETraining:
         if self.auxiliary != "auto":
             return self.auxiliary
         return AuxK() if isinstance(activation, Selecting) else None
+
+    def unit_rows(self, transcoder: bool) -> bool:
+        """Returns whether rows of the decoder keep norm one."""
+        return self.decoder == "unit" or (self.decoder == "auto" and not transcoder)
 
     def silence(self) -> int:
         """Returns the tokens after which a silent latent is dead."""

@@ -6,9 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from sparsecraft.core.errors import InvalidValue, NonFinite, SparsityError, UnknownName
-from sparsecraft.core.penalties import CEL0, L1
+from sparsecraft.core.errors import (
+    ConvergenceWarning,
+    InvalidValue,
+    NonFinite,
+    SparsityError,
+    UnknownName,
+)
+from sparsecraft.core.penalties import CEL0, L1, MCP, AbsTopK
 from sparsecraft.methods.codes.sparse_coding import SparseCoder
+from sparsecraft.methods.codes.sparse_coding import coder as coder_module
 
 
 def data(rows=30, atoms=24, width=16, seed=0):
@@ -46,7 +53,11 @@ def test_rows_are_coded_in_batches_as_if_at_once():
 def test_the_report_tells_what_did_not_settle_and_what_is_empty():
     x, dictionary = data()
     coder = SparseCoder(dictionary, penalty="l1", strength=0.3, max_steps=2)
-    codes = coder.transform(x)
+    with pytest.warns(
+        ConvergenceWarning, match="30 of 30 rows did not settle; their codes"
+    ) as told:
+        codes = coder.transform(x)
+    assert [each.filename for each in told] == [__file__]
     assert coder.report_.unsettled == 30
     assert "30 did not settle: raise max_steps" in str(coder.report_)
     assert coder.report_.active == pytest.approx((codes != 0).sum(1).mean())
@@ -56,6 +67,61 @@ def test_the_report_tells_what_did_not_settle_and_what_is_empty():
     assert coder.report_.empty == 30
     assert coder.report_.gap is None
     assert "30 have no entry: the strength is too great" in str(coder.report_)
+
+
+def test_a_jump_may_be_out_of_reach_for_a_short_step():
+    x, dictionary = data()
+    coder = SparseCoder(dictionary, penalty="l0", strength=0.3, step=1e-4)
+    assert not coder.transform(x).any()
+    assert "or, with a threshold that jumps (l0, half), the step too short" in str(coder.report_)
+    assert coder.set_params(step="auto").transform(x).any()
+
+
+def test_a_warning_points_at_the_callers_line_however_deep_the_call():
+    x, dictionary = data()
+    coder = SparseCoder(dictionary, penalty="l1", strength=0.3, max_steps=2)
+    with pytest.warns(ConvergenceWarning) as told:
+        coder.score(x)
+    assert [each.filename for each in told] == [__file__]
+
+
+def test_a_debiasing_that_ends_early_is_told(monkeypatch):
+    x, dictionary = data()
+    monkeypatch.setattr(
+        coder_module, "debias", lambda x, atoms, codes: (codes, torch.arange(len(x)) >= 3)
+    )
+    coder = SparseCoder(dictionary, penalty="l1", strength=0.3, debias=True)
+    with pytest.warns(ConvergenceWarning, match="3 of 30 rows were debiased only in part"):
+        coder.transform(x)
+    assert coder.report_.unfitted == 3
+
+
+def test_lca_codes_like_the_others():
+    x, dictionary = data()
+    options = {"penalty": "l1", "strength": 0.5, "tolerance": 1e-9, "max_steps": 20_000}
+    lca = SparseCoder(dictionary, solver="lca", **options)
+    fista = SparseCoder(dictionary, solver="fista", **options)
+    assert np.allclose(lca.transform(x) @ dictionary, fista.transform(x) @ dictionary, atol=1e-6)
+    assert lca.report_.gap < 1e-6
+
+
+def test_budgets_over_rows_need_the_batch_criterion():
+    x, dictionary = data()
+    coder = SparseCoder(dictionary, penalty=AbsTopK(k=3, scope="batch"))
+    with pytest.raises(InvalidValue, match='give measure="batch"'):
+        coder.transform(x)
+    codes = coder.set_params(measure="batch", batch_size=10).transform(x)
+    assert [np.count_nonzero(each) for each in np.split(codes, 3)] == [30] * 3
+
+
+def test_the_codes_columns_have_names():
+    coder = SparseCoder(data()[1])
+    names = coder.get_feature_names_out()
+    assert names.dtype == object
+    assert names.tolist() == [f"sparsecoder{i}" for i in range(24)]
+    assert coder.get_feature_names_out(["x"] * 16).tolist() == names.tolist()
+    with pytest.raises(InvalidValue, match="should have length equal to number of features, 16"):
+        coder.get_feature_names_out(["x"] * 15)
 
 
 def test_debiasing_keeps_the_support_and_lowers_the_error():
@@ -76,6 +142,20 @@ def test_cel0_takes_each_columns_norm():
     size = np.abs(coder.transform(x))
     assert (size > 0).any()
     assert ((size == 0) | (size >= math.sqrt(0.2) / norms[:, 0] - 1e-5)).all()
+
+
+def test_cel0_with_another_norm_than_the_atoms_is_refused():
+    x, dictionary = data()
+    coder = SparseCoder(dictionary, penalty=CEL0(strength=0.1, norm=2.0))
+    with pytest.raises(InvalidValue, match="CEL0 takes its norm from the atoms") as caught:
+        coder.transform(x)
+    assert "MCP(strength=norm * sqrt(2 * strength), reach=1 / norm**2)" in str(caught.value)
+    u = torch.linspace(-3, 3, 61, dtype=torch.float64)
+    for step in (0.1, 0.5):  # what the message offers is the same prox
+        offered = MCP(strength=2 * math.sqrt(0.2), reach=1 / 4).prox(u, step)
+        assert torch.allclose(offered, CEL0(strength=0.1, norm=2.0).prox(u, step))
+    twice = SparseCoder(2 * dictionary, penalty=CEL0(strength=0.1, norm=2.0)).transform(x)
+    assert np.array_equal(twice, SparseCoder(2 * dictionary, strength=0.1).transform(x))
 
 
 def test_the_score_is_the_share_of_variance_explained():
@@ -117,6 +197,8 @@ def test_it_shows_what_was_set():
         ({"strength": -1.0}, InvalidValue, "strength=-1.0 is not allowed"),
         ({"step": 0}, InvalidValue, "step=0 is not allowed"),
         ({"step": 50.0}, InvalidValue, "at most 2 / ||dictionary||^2"),
+        ({"step": 50.0, "solver": "fista"}, InvalidValue, "at most 1 / ||dictionary||^2"),
+        ({"step": 50.0, "solver": "lca"}, InvalidValue, "at most 2 / max(||dictionary||^2, 1)"),
         ({"penalty": "l3"}, UnknownName, "Unknown penalty 'l3'"),
         ({"solver": "fist"}, UnknownName, "Did you mean 'fista' or 'ista'"),
         ({"batch_size": 0}, InvalidValue, "batch_size=0 is not allowed"),

@@ -1,20 +1,28 @@
 """Dictionary learning: what it finds, gives up and reports; resumes; files; scikit-learn."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
 
-from sparsecraft.core.errors import CheckpointError, InvalidValue, NonFinite, UnknownName
+from sparsecraft.core.errors import (
+    CheckpointError,
+    ConvergenceWarning,
+    InvalidValue,
+    NonFinite,
+    UnknownName,
+)
 from sparsecraft.core.penalties import CEL0, L0, AbsTopK
-from sparsecraft.core.solvers import Stopping
+from sparsecraft.core.solvers import Stopping, lipschitz
 from sparsecraft.methods.codes.sparse_coding import (
     DictionaryLearning,
+    NotFitted,
     Whitening,
     as_in_paper,
     paper_penalty,
 )
 from sparsecraft.methods.codes.sparse_coding.batches import learn_batch
-from sparsecraft.methods.codes.sparse_coding.estimator import NotFitted
 
 SMALL = {"batches": 12, "batch_size": 40, "strength": 0.2}
 
@@ -89,7 +97,9 @@ def test_the_step_is_the_gradient_summed_over_rows():
 def test_rows_that_do_not_settle_do_not_move_the_dictionary_and_are_counted():
     rows, _ = planted()
     options = {"penalty": "l1", "strength": 1e-4, "max_steps": 1, "batches": 3, "batch_size": 40}
-    learner = DictionaryLearning(6, **options).fit(rows)
+    with pytest.warns(ConvergenceWarning, match="120 of 120 rows did not settle and did") as told:
+        learner = DictionaryLearning(6, **options).fit(rows)
+    assert [each.filename for each in told] == [__file__]
     first = DictionaryLearning(6, **options)._begin(rows, anew=True)
     assert len(first) == 400
     assert learner.report_.discarded == 120
@@ -103,7 +113,8 @@ def test_rows_that_do_not_settle_do_not_move_the_dictionary_and_are_counted():
 def test_in_the_papers_way_a_whole_batch_is_given_up():
     rows, _ = planted()
     paper = {**as_in_paper("soft", 6), "batches": 2, "batch_size": 40, "max_steps": 3}
-    learner = DictionaryLearning(penalty=paper_penalty("soft", 0.01), **paper).fit(rows)
+    with pytest.warns(ConvergenceWarning, match="80 of 80 rows did not settle"):
+        learner = DictionaryLearning(penalty=paper_penalty("soft", 0.01), **paper).fit(rows)
     assert learner.report_.discarded == 80
     assert learner.report_.idle_batches == 2
 
@@ -116,6 +127,91 @@ def test_a_step_that_would_overshoot_is_shortened_and_said():
     assert "12 steps were shortened: lower learning_rate" in str(learner.report_)
     assert np.isfinite(learner.components_).all()
     assert learner.errors_[-1] < learner.errors_[0]
+
+
+@pytest.mark.filterwarnings("ignore:.*did not settle")
+@pytest.mark.parametrize(("solver", "longest"), [("ista", 2.0), ("fista", 1.0), ("lca", 2.0)])
+def test_a_coding_step_too_long_for_the_dictionary_is_shortened_and_said(solver, longest):
+    rows, _ = planted()
+    # Atoms that are nearly one, of a norm near sqrt(6), which learning lowers.
+    start = np.ones((6, 10)) + 0.01 * np.eye(6, 10)
+    unit = torch.from_numpy(start / np.linalg.norm(start, axis=1)[:, None])
+    step = 1.2 * longest / lipschitz(unit)
+    learner = DictionaryLearning(6, **SMALL, start=start, step=step, solver=solver)
+    with pytest.warns(ConvergenceWarning, match="was too long for the dictionary") as told:
+        learner.fit(rows)
+    count = learner.report_.coding_shortened
+    assert 0 < count <= 12
+    assert any(f"in {count} of 12 batches step={step!r}" in str(each.message) for each in told)
+    assert f"in {count} batches the codes' step was too long" in str(learner.report_)
+    assert np.isfinite(learner.components_).all()
+    assert learner.n_iter_ == 12
+
+
+def test_what_was_learned_with_shortened_steps_codes_rows_and_keeps_its_counts(tmp_path):
+    rows, _ = planted()
+    learner = DictionaryLearning(6, **SMALL, step=50.0)
+    with pytest.warns(ConvergenceWarning, match="in 12 of 12 batches"):
+        learner.fit(rows)
+    codes = learner.transform(rows)
+    assert learner.coding_report_.shortened
+    assert '"auto" took its place' in str(learner.coding_report_)
+    auto = DictionaryLearning(6, **SMALL).fit(rows)
+    assert np.array_equal(learner.components_, auto.components_)
+    assert np.array_equal(codes, auto.transform(rows))
+    assert not auto.coding_report_.shortened
+    learner.save(tmp_path / "a.safetensors")
+    assert DictionaryLearning.load(tmp_path / "a.safetensors").report_ == learner.report_
+
+
+@pytest.mark.filterwarnings("ignore:.*did not settle")
+def test_the_papers_step_survives_ten_thousand_atoms():
+    stream = torch.Generator().manual_seed(0)
+    rows = torch.randn(20, 256, generator=stream) * 0.3
+    paper = as_in_paper("hard", 10_000) | {"batches": 1, "max_steps": 2}
+    learner = DictionaryLearning(penalty=paper_penalty("hard", 0.02), **paper)
+    with pytest.warns(ConvergenceWarning, match="in 1 of 1 batches step=0.05 was too long"):
+        learner.fit(rows)
+    assert learner.n_iter_ == 1
+
+
+def test_a_warning_is_of_the_fit_that_it_follows():
+    rows, _ = planted()
+    learner = DictionaryLearning(6, **{**SMALL, "max_steps": 1, "penalty": "l1"})
+    with pytest.warns(ConvergenceWarning, match="400 of 400 rows did not settle"):
+        learner.partial_fit(rows)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        learner.set_params(max_steps=2000).partial_fit(rows)
+    assert learner.report_.discarded == 400
+
+
+def test_no_warning_where_all_settled(recwarn):
+    rows, _ = planted()
+    learner = DictionaryLearning(6, **SMALL).fit(rows)
+    learner.transform(rows)
+    assert learner.report_.discarded == 0
+    assert [each for each in recwarn if each.category is ConvergenceWarning] == []
+
+
+def test_lca_learns():
+    rows, true = planted(rows=2000, width=16)
+    learner = DictionaryLearning(12, penalty="l1", strength=0.1, batches=150, batch_size=100,
+                                 learning_rate=3e-2, solver="lca", tolerance=1e-3)  # fmt: skip
+    found = learner.fit(rows).components_
+    assert np.abs(found @ true.T).max(0).min() > 0.98
+
+
+def test_a_budget_of_the_batch_is_kept_in_learning_and_coding():
+    rows, _ = planted(rows=80)
+    options = {"batches": 3, "batch_size": 40, "max_steps": 500}
+    penalty = AbsTopK(k=2, scope="batch")
+    with pytest.raises(InvalidValue, match='give measure="batch"'):
+        DictionaryLearning(6, penalty=penalty, **options).fit(rows)
+    learner = DictionaryLearning(6, penalty=penalty, measure="batch", **options).fit(rows)
+    assert learner.report_.active <= 2
+    assert np.count_nonzero(learner.transform(rows)) <= 2 * 80
+    assert len(learner.errors_) == 3
 
 
 def test_dead_atoms_are_told():
@@ -174,6 +270,22 @@ def test_a_file_keeps_settings_and_preparation(tmp_path):
     assert again.coding_report_ == learner.coding_report_
 
 
+def test_a_file_read_and_written_again_keeps_the_preparation(tmp_path):
+    rows, _ = planted()
+    whitening = Whitening(cutoff=0.3, scale=0.5)
+    DictionaryLearning(6, **SMALL).fit(rows).save(tmp_path / "a", whitening=whitening)
+    again = DictionaryLearning.load(tmp_path / "a")
+    again.save(tmp_path / "b")
+    assert DictionaryLearning.load(tmp_path / "b").whitening_ == whitening
+    other = Whitening(cutoff=0.2, scale=1.0)
+    again.save(tmp_path / "c", whitening=other)
+    assert DictionaryLearning.load(tmp_path / "c").whitening_ == other
+    again.partial_fit(rows)
+    assert again.whitening_ == whitening
+    again.fit(rows)  # anew, from rows of which nothing is known
+    assert again.whitening_ is None
+
+
 def test_files_that_cannot_be_read(tmp_path):
     from safetensors.torch import save_file
 
@@ -207,6 +319,17 @@ def test_before_a_fit_there_is_nothing():
     ):
         with pytest.raises(NotFitted, match="call fit or partial_fit first"):
             ask()
+    # As scikit-learn's own error, it is caught as either.
+    with pytest.raises(ValueError, match="call fit"):
+        learner.transform(np.ones((1, 4)))
+    with pytest.raises(AttributeError, match="call fit"):
+        learner.get_feature_names_out()
+    assert not hasattr(learner, "n_features_in_")
+
+
+def test_the_codes_columns_have_names():
+    learner = DictionaryLearning(6, **SMALL).fit(planted()[0])
+    assert learner.get_feature_names_out().tolist() == [f"dictionarylearning{i}" for i in range(6)]
 
 
 @pytest.mark.parametrize(
@@ -218,6 +341,10 @@ def test_before_a_fit_there_is_nothing():
         ({"batch_size": 0}, InvalidValue, "batch_size=0 is not allowed"),
         ({"strength": -0.1}, InvalidValue, "strength=-0.1 is not allowed"),
         ({"decay": True}, InvalidValue, "need a first step"),
+        ({"step": 0.0}, InvalidValue, "step=0.0 is not allowed"),
+        ({"step": "long"}, UnknownName, "Unknown step 'long'"),
+        ({"penalty": CEL0(norm=2.0)}, InvalidValue, "CEL0 takes its norm from the atoms"),
+        ({"decay_thresholds": True}, InvalidValue, "give decay=True too"),
         ({"solver": "lars"}, UnknownName, "Unknown solver 'lars'"),
         ({"start": np.ones((3, 10))}, InvalidValue, "start has 3 atoms, but n_components is 6"),
         (

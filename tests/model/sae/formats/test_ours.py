@@ -9,6 +9,7 @@ from sparsecraft.model.sae import SparseAutoencoder
 
 METHODS = {
     "relu_sae": {},
+    "attribution_sae": {},
     "gated_sae": {},
     "jumprelu": {},
     "topk_sae": {"k": 4},
@@ -26,6 +27,9 @@ OPTIONS = [
     {"row_norm": "layer"},
     {"prefixes": (4, 16)},
     {"d_out": 5, "skip": True},
+    {"transcoder": True},
+    {"transcoder": True, "subtract_bias": True},
+    {"transcoder": False, "skip": True},
     {"subtract_bias": False},
     {"unroll": 2},
 ]
@@ -34,11 +38,16 @@ OPTIONS = [
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_everything_comes_back_bit_equal(method, options, random_sae, x, tmp_path):
+    if "unroll" in options and method in ("batch_topk", "mutual_choice", "feature_choice"):
+        with pytest.raises(InvalidValue, match="selects over the batch"):
+            random_sae(method, METHODS[method], **options)
+        return
     sae = random_sae(method, METHODS[method], **options)
     sae.save_pretrained(tmp_path / "sae")
     again = SparseAutoencoder.from_pretrained(tmp_path / "sae")
     assert again.activation == sae.activation
     assert again.info == sae.info
+    assert (again.transcoder, again.subtract_bias) == (sae.transcoder, sae.subtract_bias)
     assert not again.training
     for name, tensor in sae.state_dict().items():
         other = again.state_dict()[name]

@@ -194,3 +194,111 @@ def test_sizes_of_settings_and_tensors_must_agree(saelens_folder):
         read(saelens_folder({}, {"b_enc": torch.ones(3)}))
     with pytest.raises(CheckpointError, match="matrices are needed"):
         read(saelens_folder({}, {"W_enc": torch.ones(6)}))
+
+
+@pytest.mark.parametrize("method", ["relu_sae", "jumprelu"])
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_transcoder_of_equal_widths_comes_back(random_sae, x, tmp_path, method, skip):
+    sae = random_sae(method, transcoder=True, skip=skip)
+    sae.save_pretrained(tmp_path / "sae", format="saelens")
+    settings = json.loads((tmp_path / "sae" / "cfg.json").read_text())
+    assert settings["architecture"].endswith("skip_transcoder" if skip else "transcoder")
+    again = SparseAutoencoder.from_pretrained(tmp_path / "sae")
+    assert (again.transcoder, again.subtract_bias) == (True, False)
+    torch.testing.assert_close(again(x), sae(x), atol=1e-5, rtol=1e-5)
+
+
+def test_a_skip_is_not_lost_where_no_transcoder_is_said(random_sae, tmp_path):
+    sae = random_sae("gated_sae", transcoder=False, skip=True)
+    with pytest.raises(InvalidValue, match="its transcoders know ReLU and JumpReLU"):
+        sae.save_pretrained(tmp_path / "sae", format="saelens")
+    with pytest.raises(InvalidValue, match="has no transcoders of this kind"):
+        sae.save_pretrained(tmp_path / "sae", format="dictionary_learning")
+
+
+def metadata_of(sae, folder):
+    notes = sae.save_pretrained(folder, format="saelens")
+    settings = json.loads((folder / "cfg.json").read_text())
+    return settings["metadata"], notes, settings
+
+
+STORED = {
+    "model": "gpt2", "context": 32, "prepend_bos": True, "special_ids": [5, 6], "skip_first": 2,
+    "dataset": "some/text", "model_class": "GPT2LMHeadModel",
+}  # fmt: skip
+
+
+def test_how_activations_were_taken_is_written_and_read_again(random_sae, tmp_path):
+    sae = random_sae("relu_sae")
+    sae.info = {**STORED, "hook": "blocks.3.hook_resid_post"}
+    found, notes, _ = metadata_of(sae, tmp_path / "sae")
+    assert found["prepend_bos"] is True and found["exclude_special_tokens"] == [5, 6]
+    assert found["seqpos_slice"] == [2, None] and found["dataset_path"] == "some/text"
+    assert (found["context_size"], found["model_name"], notes) == (32, "gpt2", ())
+    again = read(tmp_path / "sae").info
+    names = ("model", "context", "prepend_bos", "special_ids", "skip_first", "dataset", "hook")
+    assert {n: again[n] for n in names} == {n: sae.info[n] for n in names}
+    sae.info |= {"special_ids": [], "skip_first": 0, "prepend_bos": None}
+    found, _, _ = metadata_of(sae, tmp_path / "other")
+    assert found["exclude_special_tokens"] is False and found["seqpos_slice"] == [None]
+    assert "prepend_bos" not in found  # SAELens then asks for it, and guesses nothing
+
+
+@pytest.mark.parametrize(
+    ("info", "wanted"),
+    [
+        (
+            {"hook": "transformer.h.3", "place": "transformer.h.3.output",
+             "lens_hook": "blocks.3.hook_resid_post"},
+            {"hook_name": "blocks.3.hook_resid_post", "model_class_name": "HookedTransformer",
+             "hf_hook_name": "transformer.h.3"},
+        ),
+        (
+            {"hook": "transformer.h.3.ln_1.output", "place": "transformer.h.3.ln_1.output"},
+            {"hook_name": "transformer.h.3.ln_1", "model_class_name": "AutoModelForCausalLM",
+             "hf_hook_name": "transformer.h.3.ln_1"},
+        ),
+        (
+            {"hook": "gpt_neox.layers.1"},
+            {"hook_name": "gpt_neox.layers.1", "model_class_name": "AutoModelForCausalLM",
+             "hf_hook_name": "gpt_neox.layers.1"},
+        ),
+        (
+            {"hook": "model.layers.1.self_attn.o_proj.input",
+             "place": "model.layers.1.self_attn.o_proj.input",
+             "lens_hook": "blocks.1.attn.hook_z"},
+            {"hook_name": "blocks.1.attn.hook_z", "model_class_name": "HookedTransformer"},
+        ),
+    ],
+    ids=lambda value: value.get("hook", ""),
+)  # fmt: skip
+def test_the_hook_is_named_for_the_model_that_has_it(info, wanted, random_sae, tmp_path):
+    sae = random_sae("relu_sae")
+    sae.info = {"model": "m", "model_class": "GPT2LMHeadModel", **info}
+    found, notes, settings = metadata_of(sae, tmp_path / "sae")
+    keys = ("hook_name", "model_class_name", "hf_hook_name")
+    assert {k: found[k] for k in keys if k in found} == wanted and notes == ()
+    heads = wanted["hook_name"].endswith("hook_z")
+    assert settings["reshape_activations"] == ("hook_z" if heads else "none")
+
+
+def test_a_place_that_saelens_cannot_hook_is_said(random_sae, tmp_path):
+    sae = random_sae("relu_sae")
+    sae.info = {"hook": "model.layers.1.mlp.input", "place": "model.layers.1.mlp.input"}
+    found, notes, _ = metadata_of(sae, tmp_path / "input")
+    assert found["hook_name"] == "model.layers.1.mlp.input" and "model_class_name" not in found
+    assert any("model.layers.1.mlp.input is neither" in note for note in notes)
+    sae.info = {"hook": "layers.1", "place": "layers.1.output", "model_class": "LlamaModel"}
+    _, notes, _ = metadata_of(sae, tmp_path / "base")
+    assert any("activations are of LlamaModel" in note for note in notes)
+
+
+def test_what_a_file_of_saelens_said_of_its_hook_stays(saelens_folder, tmp_path):
+    said = {
+        "hook_name": "backbone.layers.3", "model_class_name": "HookedMamba", "model_name": "m",
+        "prepend_bos": False, "exclude_special_tokens": True, "seqpos_slice": [4, None],
+    }  # fmt: skip
+    sae = read(saelens_folder({"metadata": said}))
+    assert sae.info["prepend_bos"] is False and sae.info["skip_first"] == 4
+    found, _, _ = metadata_of(sae, tmp_path / "sae")
+    assert {name: found[name] for name in said} == said

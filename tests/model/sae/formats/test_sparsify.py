@@ -85,3 +85,16 @@ def test_a_bias_that_is_not_subtracted_is_folded(random_sae, x, tmp_path):
     again = SparseAutoencoder.from_pretrained(tmp_path / "sae")
     assert again.subtract_bias
     torch.testing.assert_close(again(x), sae(x), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"transcoder": True}, {"transcoder": False, "skip": True}])
+def test_what_is_reconstructed_comes_back(random_sae, x, tmp_path, options):
+    sae = random_sae("topk_sae", {"k": 4}, **options)
+    sae.save_pretrained(tmp_path / "sae", format="sparsify")
+    settings = json.loads((tmp_path / "sae" / "cfg.json").read_text())
+    assert settings["transcode"] == options["transcoder"]
+    again = SparseAutoencoder.from_pretrained(tmp_path / "sae")
+    assert again.transcoder == sae.transcoder
+    assert again.subtract_bias != again.transcoder
+    torch.testing.assert_close(again(x), sae(x), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(again.encode(x), sae.encode(x), atol=1e-5, rtol=1e-5)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from sparsecraft.core.errors import InvalidValue
+from sparsecraft.domains.interpretability.browse.readout import Readout
 
 ROWS_AT_ONCE = 512
-_LAST_NORMS = ("norm", "ln_f", "final_layer_norm")
 
 
 @dataclass(frozen=True)
@@ -59,32 +57,19 @@ class LogitEffects:
     lowered_by: Tensor
 
 
-def logit_effects(model: nn.Module, directions: Tensor, places: int = 8) -> LogitEffects | None:
-    """Returns the direct effect of directions (latents, d) on the logits, or None without a head.
+@torch.no_grad()
+def logit_effects(readout: Readout, directions: Tensor, places: int = 8) -> LogitEffects:
+    """Returns the direct effect of directions (latents, d) on the logits.
 
-    It is the path past all later layers: the last norm's weights are applied, its division by the
+    It is the way past all later layers: how the last norm scales is applied, its division by the
     norm of the whole stream is not.
-
-    Raises:
-        InvalidValue: If the head reads another width.
     """
-    getter: Any = getattr(model, "get_output_embeddings", None)
-    head = None if getter is None else getter()
-    if head is None:
-        return None
-    if head.weight.shape[1] != directions.shape[1]:
-        raise InvalidValue(
-            f"the latents write {directions.shape[1]} entries, the model's head reads "
-            f"{head.weight.shape[1]}: leave the model out, or use a hook on the residual stream"
-        )
-    weights = head.weight.detach().float()
-    last = _last_norm(model)
-    through = directions.detach().float()
-    if isinstance(last, nn.LayerNorm):
+    weights = readout.weights.float()
+    through = directions.to(weights)
+    if readout.centred:
         through = through - through.mean(1, keepdim=True)
-    weight: Tensor | None = getattr(last, "weight", None)
-    if weight is not None:
-        through = through * weight.detach().float()
+    if readout.gain is not None:
+        through = through * readout.gain.to(weights)
     parts = [_extremes(part @ weights.T, places) for part in through.split(ROWS_AT_ONCE)]
     return LogitEffects(*(torch.cat(each) for each in zip(*parts, strict=True)))
 
@@ -92,9 +77,3 @@ def logit_effects(model: nn.Module, directions: Tensor, places: int = 8) -> Logi
 def _extremes(logits: Tensor, places: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     high, low = logits.topk(places, dim=1), (-logits).topk(places, dim=1)
     return high.indices, high.values, low.indices, -low.values
-
-
-def _last_norm(model: nn.Module) -> nn.Module | None:
-    """Returns the norm before the head, by the names that it bears, or None."""
-    base = getattr(model, "base_model", model)
-    return next((found for name in _LAST_NORMS if (found := getattr(base, name, None))), None)

@@ -7,7 +7,7 @@ anywhere, and nothing is fetched.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from sparsecraft.core import seeds
 from sparsecraft.core.errors import InvalidValue
 from sparsecraft.domains.interpretability.browse.effects import logit_effects, nearest
+from sparsecraft.domains.interpretability.browse.readout import Readout, find_readout
 from sparsecraft.domains.interpretability.browse.survey import (
     OCTAVES,
     PER_OCTAVE,
@@ -47,6 +48,7 @@ def browse(
     most_rows: int = 200_000,
     seed: int = 0,
     progress: Progress | None = None,
+    remark: Callable[[str], None] | None = None,
 ) -> Path:
     """Writes the page and returns its path.
 
@@ -58,13 +60,15 @@ def browse(
         store: Activations with their tokens, best ones that it was not trained on.
         path: Of the HTML file.
         tokenizer: Of the model; None for one that reads bytes.
-        model: For the effect of each latent on the logits, if its hook is on the residual stream.
+        model: For the effect of each latent on the logits, which is shown where its hook is on the
+            residual stream; else the page says why not.
         latents: Which latents get examples.
         title: Stands on top; by default the model and the hook.
         most_latents: How many get examples where `latents` is not given.
         most_rows: Activations read at most, in whole contexts.
         seed: Of random examples, and of the choice of latents.
         progress: Told (stage, done, total).
+        remark: Told what the page says of the effects on logits, before activations are read.
 
     Raises:
         InvalidValue: If a latent does not exist, or the store has no tokens or another width.
@@ -74,9 +78,12 @@ def browse(
             f"the store's activations have {store.d_in} entries, the autoencoder reads {sae.d_in}: "
             f"harvest at the hook that it was trained on ({sae.info.get('hook', 'not recorded')})"
         )
+    effects = _readout(sae, store, model)
+    if remark is not None and effects[1]:
+        remark(effects[1])
     found = survey(sae, store, most_rows=most_rows, seed=seed, progress=progress)
     chosen = _chosen(found, latents, most_latents, seed)
-    data = page_data(sae, store, found, chosen, token_text(tokenizer), model, progress)
+    data = page_data(sae, store, found, chosen, token_text(tokenizer), effects, progress)
     data["title"] = title or _title(store)
     page = _file("page.html").replace("/*css*/", _file("page.css"))
     page = page.replace("/*js*/", _file("page.js")).replace("/*data*/", _json(data))
@@ -90,7 +97,7 @@ def page_data(
     found: Survey,
     chosen: Tensor,
     text: TokenText,
-    model: nn.Module | None,
+    effects: tuple[Readout | None, str],
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Returns everything that the page shows, as plain values.
@@ -101,13 +108,15 @@ def page_data(
         found: What `survey` returned.
         chosen: int64, the latents with examples, ascending.
         text: From token ids to text.
-        model: For logit effects, or None.
+        effects: The way to the logits or None, and what the page says of it.
         progress: Told (stage, done, total).
     """
     vocabulary = Vocabulary(text)
     details = windows(sae, store, found, chosen.tolist(), vocabulary, progress)
     _add_neighbours(details, sae, chosen)
-    remark = _add_effects(details, sae, chosen, model, vocabulary)
+    way, remark = effects
+    if way is not None:
+        _add_effects(details, sae, chosen, way, vocabulary)
     return {
         "facts": _facts(sae, store, found, chosen),
         "signed": bool(sae.activation.signed),
@@ -146,23 +155,34 @@ def _add_neighbours(
         details[latent]["near"] = [[other, round(cosine, 3)] for other, cosine in pairs]
 
 
+def _readout(
+    sae: SparseAutoencoder, store: ActivationStore, model: nn.Module | None
+) -> tuple[Readout | None, str]:
+    """Returns the way from where the latents write to the logits, and what to say of it."""
+    if model is None:
+        return None, "no model was given, so effects on logits are not shown"
+    writes = store.info.get("hook_out") or sae.info.get("hook_out")
+    at = writes if sae.transcoder else store.at
+    if sae.transcoder and writes is None:
+        return None, (
+            "effects on logits are not shown: the file does not say where this transcoder writes"
+        )
+    if store.tokens is None or at is None:
+        return None, ""  # the survey says what is missing
+    return find_readout(model, str(at), store.tokens, sae.d_out)
+
+
 def _add_effects(
     details: dict[int, dict[str, Any]],
     sae: SparseAutoencoder,
     chosen: Tensor,
-    model: nn.Module | None,
+    way: Readout,
     vocabulary: Vocabulary,
-) -> str:
-    """Adds raised and lowered tokens, and returns what the page says where there are none."""
-    if model is None:
-        return "no model was given, so effects on logits are not shown"
-    effects = logit_effects(model, sae.decoder_rows().detach()[chosen])
-    if effects is None:
-        return "the model has no output head, so there are no effects on logits"
+) -> None:
+    effects = logit_effects(way, sae.decoder_rows().detach()[chosen])
     for i, latent in enumerate(chosen.tolist()):
         details[latent]["up"] = _tokens(effects.raised[i], effects.raised_by[i], vocabulary)
         details[latent]["down"] = _tokens(effects.lowered[i], effects.lowered_by[i], vocabulary)
-    return ""
 
 
 def _tokens(tokens: Tensor, amounts: Tensor, vocabulary: Vocabulary) -> list[list[float]]:
@@ -175,10 +195,12 @@ def _facts(
 ) -> list[list[str]]:
     alive = int((found.fired > 0).sum())
     per_row = float(found.fired.sum()) / found.rows
+    how = "with the gradient of the model's loss" if store.has_gradient else "without gradients"
     return [
         ["activation", _settings(sae)],
         ["hook", str(store.at or sae.info.get("hook", "not recorded"))],
         ["latents", f"{sae.d_sae:,}, {alive:,} of them fired"],
+        *([["latents selected", how]] if sae.activation.needs_gradient else []),
         ["active a token", f"{per_row:.1f}"],
         ["tokens read", f"{found.rows:,} of {len(store):,}"],
         ["with examples", f"{len(chosen):,}"],

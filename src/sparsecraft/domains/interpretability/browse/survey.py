@@ -17,6 +17,7 @@ from sparsecraft.core.code import Code
 from sparsecraft.core.errors import InvalidValue
 from sparsecraft.model.activation_store import ActivationStore
 from sparsecraft.model.sae import SparseAutoencoder
+from sparsecraft.model.sae.estimator import evaluating
 
 CONTEXTS_AT_ONCE = 16
 OCTAVES = (-8, 8)
@@ -110,7 +111,7 @@ def survey(
         InvalidValue: If the store has no tokens.
     """
     places = store.place(torch.arange(len(store)))
-    if places is None:
+    if places is None or store.tokens is None:
         raise InvalidValue(
             "a page needs the text of the activations, and this store has no tokens: make it "
             "with ActivationStore(model, at=..., texts=...)"
@@ -140,13 +141,14 @@ def survey(
 
 @torch.no_grad()
 def encoded(sae: SparseAutoencoder, store: ActivationStore, first: int, last: int) -> Code:
-    """Returns the codes of the rows first to last, as at inference."""
-    training = sae.training
-    sae.eval()
-    try:
-        return sae.sparse_encode(store.rows(torch.arange(first, last)).x)
-    finally:
-        sae.train(training)
+    """Returns the codes of the rows first to last, as at inference, on the CPU.
+
+    Where the store has gradients, they choose as in the training.
+    """
+    rows = store.rows(torch.arange(first, last))
+    gradient = rows.gradient if sae.activation.needs_gradient else None
+    with evaluating(sae):
+        return sae.sparse_encode(rows.x, gradient=gradient).to("cpu")
 
 
 def _ranges(contexts: Tensor, most_rows: int) -> dict[int, tuple[int, int]]:

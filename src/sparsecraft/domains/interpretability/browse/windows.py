@@ -88,18 +88,22 @@ def _wanted(found: Survey, latents: list[int]) -> dict[int, list[tuple[str, int,
 def _example(
     found: Survey,
     values: Tensor,
-    tokens: Any,
+    tokens: Tensor,
     first: int,
     row: int,
     vocabulary: Vocabulary,
 ) -> dict[str, Any]:
-    """Returns the window around a row; tokens that were left out of the store have activation 0."""
-    peak = int(found.positions[row])
-    start, end = max(0, peak - BEFORE), min(len(tokens), peak + AFTER + 1)
+    """Returns the window around a row; tokens that were left out of the store have activation 0.
+
+    Padding, which has no token, is not shown.
+    """
     activations = torch.zeros(len(tokens))
     activations[found.positions[first : first + len(values)]] = values.float()
+    real = (tokens >= 0).nonzero().flatten()
+    peak = int((real == found.positions[row]).nonzero())
+    shown = real[max(0, peak - BEFORE) : peak + AFTER + 1]
     return {
-        "t": [vocabulary.number(int(token)) for token in tokens[start:end]],
-        "a": [round(value, 3) for value in activations[start:end].tolist()],
-        "p": peak - start,
+        "t": [vocabulary.number(token) for token in tokens[shown].tolist()],
+        "a": [round(value, 3) for value in activations[shown].tolist()],
+        "p": min(peak, BEFORE),
     }

@@ -1,6 +1,6 @@
 """One batch of dictionary learning: norms, codes, and a step of the dictionary.
 
-Columns are brought to norm one before the coding (CEL0 depends on it), codes start from zero, and
+Atoms are brought to norm one before the coding (CEL0 depends on it), codes start from zero, and
 after they have settled one further step is taken. The dictionary then moves along the gradient
 summed, not averaged, over the rows. Rows that have not settled do not move it.
 """
@@ -67,12 +67,12 @@ def learn_batch(
     Args:
         x: (rows, d).
         dictionary: (components, d).
-        penalty: Of the codes.
+        penalty: Of the codes; CEL0 with a norm of one, which is the atoms'.
         step: Of the codes' gradient; a `Decay` leaves the prox at the first one, as the official
-            code does.
+            code does, unless it has `thresholds`.
         rate: Of the dictionary's gradient, summed over the rows.
         stopping: When a code has settled.
-        solver: `ista` or `fista`.
+        solver: `ista`, `fista` or `lca`.
 
     Reference:
         Rentzeperis et al., 2023, arXiv 2301.10002, methods.
@@ -83,10 +83,13 @@ def learn_batch(
         empty = found.codes[:0]
         return BatchResult(atoms, empty, float("nan"), found.settled, found.steps)
     rows, codes = x[found.settled], found.codes[found.settled]
-    first = step.first if isinstance(step, Decay) else step
     # The further step has the length of the last one: a batch that stops whole has one clock.
-    length = step(int(found.steps.max()) - 1) if isinstance(step, Decay) else step
-    codes = penalty.prox(codes + length * (rows - codes @ atoms) @ atoms.T, first)
+    last = int(found.steps.max()) - 1
+    if isinstance(step, Decay):
+        length, threshold = step(last), step.prox(last)
+    else:
+        length = threshold = step
+    codes = penalty.prox(codes + length * (rows - codes @ atoms) @ atoms.T, threshold)
     residual = rows - codes @ atoms
     curvature = lipschitz(codes)
     shortened = rate > 2 / curvature

@@ -8,21 +8,31 @@ from typing import Any, Literal, Self, get_args
 import torch
 from torch import Tensor
 
-from sparsecraft.core.errors import InvalidValue, UnknownName
+from sparsecraft.core.errors import ConvergenceWarning, InvalidValue, UnknownName, warn_caller
 from sparsecraft.core.penalties import CEL0, L1, Penalty
-from sparsecraft.core.solvers import Stopping, debias, fista, ista, lasso_gap
-from sparsecraft.core.solvers.proximal import Step, checked_step
+from sparsecraft.core.solvers import Stopping, debias, fista, ista, lasso_gap, lca
+from sparsecraft.core.solvers.steps import (
+    COMPETITION,
+    MOMENTUM,
+    PLAIN,
+    Step,
+    StepRule,
+    checked_step,
+    shortened_step,
+)
 from sparsecraft.core.solvers.stopping import Measure
-from sparsecraft.methods.codes.sparse_coding.batches import Solver
+from sparsecraft.methods.codes.sparse_coding.batches import SMALLEST_NORM, Solver
 from sparsecraft.methods.codes.sparse_coding.estimator import (
     Estimator,
+    check_column_norms,
     chosen_penalty,
     chosen_stopping,
 )
 from sparsecraft.methods.codes.sparse_coding.rows import as_rows
 
-SolverName = Literal["ista", "fista"]
-SOLVERS: dict[str, Solver] = {"ista": ista, "fista": fista}
+SolverName = Literal["ista", "fista", "lca"]
+SOLVERS: dict[str, Solver] = {"ista": ista, "fista": fista, "lca": lca}
+STEP_RULES: dict[str, StepRule] = {"ista": PLAIN, "fista": MOMENTUM, "lca": COMPETITION}
 
 
 @dataclass(frozen=True)
@@ -38,6 +48,7 @@ class CodingReport:
         empty: Rows whose code is zero throughout.
         gap: For an L1 penalty, the largest amount by which a row's objective can exceed its
             minimum, before any debiasing; else None.
+        shortened: Whether the step that was asked would have diverged, and "auto" took its place.
     """
 
     rows: int
@@ -47,6 +58,7 @@ class CodingReport:
     active: float
     empty: int
     gap: float | None = None
+    shortened: bool = False
 
     def __str__(self) -> str:
         told = [f"{self.rows} rows, {self.active:.1f} entries a row, {self.steps} steps at most"]
@@ -58,29 +70,52 @@ class CodingReport:
         if self.unfitted:
             told.append(f"{self.unfitted} debiased only in part")
         if self.empty:
-            told.append(f"{self.empty} have no entry: the strength is too great for them")
+            told.append(
+                f"{self.empty} have no entry: the strength is too great for them or, with a "
+                "threshold that jumps (l0, half), the step too short to leave zero"
+            )
         if self.gap is not None:
             told.append(f"at most {self.gap:.2g} above the best objective")
+        if self.shortened:
+            told.append('the step was too long for this dictionary: "auto" took its place')
         return "; ".join(told)
+
+    def warn(self) -> None:
+        """Warns of rows that did not settle, which their codes do not show."""
+        if self.unsettled:
+            warn_caller(
+                f"{self.unsettled} of {self.rows} rows did not settle; their codes are the last "
+                "ones: raise max_steps or tolerance",
+                ConvergenceWarning,
+            )
+        if self.unfitted:
+            warn_caller(
+                f"{self.unfitted} of {self.rows} rows were debiased only in part",
+                ConvergenceWarning,
+            )
 
 
 class SparseCoder(Estimator):
     """Writes rows as sparse sums of given atoms; a scikit-learn transformer.
 
-    NumPy arrays give NumPy arrays, tensors give tensors. `report_` says how the last coding went.
+    NumPy arrays give NumPy arrays, tensors give tensors. `report_` says how the last coding went;
+    a `ConvergenceWarning` counts the rows that did not settle.
 
     Args:
         dictionary: (components, d), an atom in each row, of any norm above 0.
         penalty: A penalty of `sparsecraft.core.penalties`, or the name of one, such as "l1", "l0",
-            "cel0" or "half".
+            "cel0" or "half". CEL0 takes its norms from the atoms. One that couples rows (a budget
+            of the batch or of a feature) needs measure="batch".
         strength: Of a penalty given by name, in the convention with 1/2; by default 0.27.
-        solver: "ista", or "fista" with momentum.
-        step: Length of the gradient's step, or "auto", 1 / ||dictionary||^2.
+        solver: "ista", "fista" with momentum, or "lca", neurons that inhibit one another.
+        step: Length of the gradient's step, at most 2 / ||dictionary||^2 (half of that for fista),
+            or "auto", 1 / ||dictionary||^2.
         tolerance: Relative change under which a row has settled.
         max_steps: After which a row is given up, which `report_` counts.
         measure: "row", or "batch" for the paper's criterion over all rows at once.
         debias: Whether entries are fitted again, by least squares on the support found.
-        batch_size: Rows that are coded at once.
+        batch_size: Rows that are coded at once; for a penalty that couples rows, the rows that
+            share a budget.
 
     Example:
         >>> import numpy as np
@@ -126,6 +161,9 @@ class SparseCoder(Estimator):
         Raises:
             InvalidValue: If shapes, types or settings are not allowed.
             NonFinite: For NaN or infinite entries.
+
+        Warns:
+            ConvergenceWarning: If rows did not settle; their codes are the last ones.
         """
         atoms = as_rows(self.dictionary, what="the dictionary")[0]
         rows, back = as_rows(X, atoms.shape[1], reader=self._reader)
@@ -139,7 +177,9 @@ class SparseCoder(Estimator):
             stopping=chosen_stopping(self.tolerance, self.max_steps, self.measure),
             fit_again=self.debias,
             batch_size=self.batch_size,
+            may_shorten=self._may_shorten,
         )
+        self.report_.warn()
         return back(codes)
 
     def inverse_transform(self, codes: Any) -> Any:
@@ -149,11 +189,16 @@ class SparseCoder(Estimator):
         return back(rows @ atoms.to(rows))
 
     _reader = "SparseCoder"
+    _may_shorten = False
 
     @property
     def n_features_in_(self) -> int:
         """Width of the rows."""
         return as_rows(self.dictionary, what="the dictionary")[0].shape[1]
+
+    @property
+    def _n_features_out(self) -> int:
+        return len(as_rows(self.dictionary, what="the dictionary")[0])
 
 
 def coded(
@@ -166,14 +211,21 @@ def coded(
     stopping: Stopping,
     fit_again: bool,
     batch_size: int,
+    may_shorten: bool = False,
 ) -> tuple[Tensor, CodingReport]:
-    """Returns the codes of rows, batch by batch, and how it went; arguments as of `SparseCoder`."""
+    """Returns the codes of rows, batch by batch, and how it went; arguments as of `SparseCoder`.
+
+    With `may_shorten` a step that would diverge is no error: "auto" takes its place.
+    """
     solve = chosen_solver(solver)
     if not isinstance(batch_size, int) or batch_size < 1:
         raise InvalidValue(f"batch_size={batch_size!r} is not allowed: give at least 1")
     if isinstance(penalty, CEL0):
-        penalty = penalty.for_columns(atoms.norm(dim=1).clamp_min(1e-8))
-    length = checked_step(step, atoms)
+        norms = atoms.norm(dim=1).clamp_min(SMALLEST_NORM)
+        check_column_norms(penalty, norms)
+        penalty = penalty.for_columns(norms)
+    choose = shortened_step if may_shorten else _exact_step
+    length, shortened = choose(step, atoms, STEP_RULES[solver])
     codes, gaps, unfitted, unsettled, steps = [], [], 0, 0, 0
     for batch in rows.split(batch_size):
         found = solve(batch, atoms, penalty, step=length, stopping=stopping)
@@ -197,8 +249,13 @@ def coded(
         active=float(counts.double().mean()),
         empty=int((counts == 0).sum()),
         gap=float(torch.stack(gaps).max()) if gaps else None,
+        shortened=shortened,
     )
     return joined, report
+
+
+def _exact_step(step: Step, atoms: Tensor, rule: StepRule) -> tuple[float, bool]:
+    return checked_step(step, atoms, rule), False
 
 
 def chosen_solver(name: str) -> Solver:

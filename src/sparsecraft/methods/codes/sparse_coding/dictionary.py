@@ -7,7 +7,10 @@ follows from the dictionary, and rows stop one by one.
 
 Beyond the paper, a step of the dictionary that would overshoot (longer than 2 over the codes'
 largest squared singular value) is shortened to half of that and counted, so that rows of another
-scale than the paper's patches do not make the dictionary diverge.
+scale than the paper's patches do not make the dictionary diverge. So is a step of the codes that is
+too long for the dictionary as it has become: the norm of a dictionary grows and falls while it
+learns (at the start of a run with 10,000 atoms the paper's 0.05 is too long), and a fit must not
+end midway for that.
 """
 
 from __future__ import annotations
@@ -23,48 +26,51 @@ from sparsecraft.core.errors import InvalidValue
 from sparsecraft.core.penalties import Penalty
 from sparsecraft.core.seeds import generator
 from sparsecraft.core.solvers import Decay
-from sparsecraft.core.solvers.proximal import Step, checked_step
+from sparsecraft.core.solvers.steps import Step, shortened_step
 from sparsecraft.core.solvers.stopping import Measure
 from sparsecraft.methods.codes.sparse_coding.batches import learn_batch, unit_rows
 from sparsecraft.methods.codes.sparse_coding.coder import (
+    STEP_RULES,
     SolverName,
     SparseCoder,
     chosen_solver,
 )
-from sparsecraft.methods.codes.sparse_coding.estimator import (
-    Estimator,
-    NotFitted,
-    chosen_penalty,
-    chosen_stopping,
-)
+from sparsecraft.methods.codes.sparse_coding.estimator import chosen_penalty, chosen_stopping
 from sparsecraft.methods.codes.sparse_coding.files import read_learner, write_learner
 from sparsecraft.methods.codes.sparse_coding.first import check_settings, first_dictionary
+from sparsecraft.methods.codes.sparse_coding.learned import Learned
 from sparsecraft.methods.codes.sparse_coding.preprocessing import Whitening
-from sparsecraft.methods.codes.sparse_coding.progress import LearningReport, Progress
+from sparsecraft.methods.codes.sparse_coding.progress import Progress
 from sparsecraft.methods.codes.sparse_coding.rows import as_rows
 
 
-class DictionaryLearning(Estimator):
+class DictionaryLearning(Learned):
     """Learns atoms of which rows are sparse sums; a scikit-learn transformer.
 
     After `fit`: `components_` (n_components, d) with rows of norm one, `n_iter_` batches,
     `activity_` (the share of rows in which each atom was active), `errors_` (each batch's mean
-    squared residual) and `report_`.
+    squared residual) and `report_`. A `ConvergenceWarning` counts rows that did not settle.
 
     Args:
         n_components: Atoms; by default as many as a row has entries.
         penalty: Of the codes: a penalty, or the name of one ("cel0", "l1", "l0", "half", ...).
+            CEL0's norm is one, as the atoms' is. A penalty that couples rows (a budget of the batch
+            or of a feature) needs measure="batch".
         strength: Of a penalty given by name, in the convention with 1/2; by default 0.27, which
             suits patches of 256 pixels and variance 0.1.
         learning_rate: Of the dictionary's gradient, which is a sum over the batch.
         batches: Steps of the dictionary that `fit` takes; rows are shuffled anew in each pass.
         batch_size: Rows of a batch, all of them if there are fewer.
-        solver: "ista", or "fista" with momentum.
-        step: Length of the codes' steps, or "auto", 1 / ||dictionary||^2 for each batch.
+        solver: "ista", "fista" with momentum, or "lca", neurons that inhibit one another (with it
+            a tolerance of 1e-3 is about what 1e-2 is with the others).
+        step: Length of the codes' steps, or "auto", 1 / ||dictionary||^2 for each batch. In a batch
+            for whose dictionary it is too long, "auto" takes its place, which `report_` counts.
         tolerance: Relative change under which a code has settled.
         max_steps: After which rows are given up: they do not move the dictionary, and are counted.
         measure: "row", or "batch" for the paper's criterion, by which a whole batch is given up.
         decay: Whether both rates fall with time, as the paper's do for CEL0 with many atoms.
+        decay_thresholds: Whether the penalty's thresholds fall with the step of the codes, as they
+            should; the authors' code leaves them at the first step.
         debias: Whether `transform` fits entries again on their support.
         start: The first dictionary (n_components, d); by default drawn from a normal.
         warm_start: Whether `fit` goes on from where it is until `batches` are done.
@@ -81,11 +87,6 @@ class DictionaryLearning(Estimator):
         Rentzeperis et al., 2023, arXiv 2301.10002, methods; Olshausen and Field, 1996, Nature 381.
     """
 
-    whitening_: Whitening | None = None
-    """How the rows of a loaded learner were prepared, if its file says so."""
-    _dictionary: Tensor | None = None
-    _torch = False
-
     def __init__(
         self,
         n_components: int | None = None,
@@ -101,6 +102,7 @@ class DictionaryLearning(Estimator):
         max_steps: int = 2000,
         measure: Measure = "row",
         decay: bool = False,
+        decay_thresholds: bool = False,
         debias: bool = False,
         start: Any = None,
         warm_start: bool = False,
@@ -118,6 +120,7 @@ class DictionaryLearning(Estimator):
         self.max_steps = max_steps
         self.measure = measure
         self.decay = decay
+        self.decay_thresholds = decay_thresholds
         self.debias = debias
         self.start = start
         self.warm_start = warm_start
@@ -136,10 +139,14 @@ class DictionaryLearning(Estimator):
         Raises:
             InvalidValue: If shapes, types or settings are not allowed.
             NonFinite: For NaN or infinite entries.
+
+        Warns:
+            ConvergenceWarning: If rows did not settle, or codes took shorter steps than was asked.
         """
         rows = self._begin(X, anew=not self.warm_start)
         if not isinstance(self.batches, int) or self.batches < 1:
             raise InvalidValue(f"batches={self.batches!r} is not allowed: give at least 1")
+        before = self._progress.report()
         size = min(self.batch_size, len(rows))
         in_pass = len(rows) // size
         while self._progress.batches < self.batches:
@@ -148,12 +155,16 @@ class DictionaryLearning(Estimator):
             self._learn(rows[order[position * size : (position + 1) * size]])
             if progress is not None:
                 progress(self._progress.batches, self.batches)
+        self.report_.warn_since(before, self.step)
         return self
 
     def partial_fit(self, X: Any, y: Any = None) -> Self:
         """Returns the learner after one pass over X in its order, going on from where it is."""
-        for batch in self._begin(X, anew=False).split(self.batch_size):
+        rows = self._begin(X, anew=False)
+        before = self._progress.report()
+        for batch in rows.split(self.batch_size):
             self._learn(batch)
+        self.report_.warn_since(before, self.step)
         return self
 
     def transform(self, X: Any) -> Any:
@@ -163,7 +174,7 @@ class DictionaryLearning(Estimator):
             NotFitted: Before a fit.
         """
         coder = self._coder()
-        coder._reader = type(self).__name__
+        coder._reader, coder._may_shorten = type(self).__name__, True
         codes = coder.transform(X)
         self.coding_report_ = coder.report_
         return codes
@@ -177,14 +188,16 @@ class DictionaryLearning(Estimator):
 
         Args:
             path: A safetensors file.
-            whitening: How the rows were prepared, kept beside them.
+            whitening: How the rows were prepared, kept beside them; by default `whitening_`, which
+                a loaded learner has from its file.
 
         Raises:
             NotFitted: Before a fit.
             CheckpointError: If it cannot be written; what was there is kept.
         """
         settings = {**self.get_params(), "start": None}
-        write_learner(Path(path), settings, self._known(), self._progress, whitening)
+        kept = self.whitening_ if whitening is None else whitening
+        write_learner(Path(path), settings, self._known(), self._progress, kept)
 
     @classmethod
     def load(cls, path: Path | str) -> Self:
@@ -198,41 +211,6 @@ class DictionaryLearning(Estimator):
         learner._dictionary, learner._progress, learner.whitening_ = dictionary, progress, whitening
         return learner
 
-    @property
-    def components_(self) -> Any:
-        """The atoms (n_components, d), of norm one, in the kind of the rows that were fitted."""
-        atoms = self._atoms()
-        return atoms if self._torch else atoms.numpy()
-
-    @property
-    def n_features_in_(self) -> int:
-        """Width of the rows."""
-        return self._atoms().shape[1]
-
-    @property
-    def n_iter_(self) -> int:
-        """Batches seen."""
-        return self._done().batches
-
-    @property
-    def activity_(self) -> Any:
-        """(n_components,): the share of the rows learned from in which each atom was active."""
-        share = self._done().activity()
-        return share if self._torch else share.numpy()
-
-    @property
-    def errors_(self) -> list[float]:
-        """The mean squared residual of each batch that moved the dictionary."""
-        return list(self._done().errors)
-
-    @property
-    def report_(self) -> LearningReport:
-        """How the learning went: rows given up, dead atoms, steps shortened."""
-        return self._done().report()
-
-    def __sklearn_is_fitted__(self) -> bool:
-        return self._dictionary is not None
-
     def _begin(self, X: Any, *, anew: bool) -> Tensor:
         """Returns the rows, after making the first dictionary if there is none to go on from."""
         known = None if anew else self._dictionary
@@ -241,6 +219,7 @@ class DictionaryLearning(Estimator):
         if known is None:
             self._dictionary = first_dictionary(rows, self.n_components, self.start, self.seed)
             self._progress = Progress.start(len(self._dictionary))
+            self.whitening_ = None
         else:
             self._dictionary = known.to(rows)
         self._torch = isinstance(X, Tensor)
@@ -248,7 +227,7 @@ class DictionaryLearning(Estimator):
 
     def _learn(self, batch: Tensor) -> None:
         dictionary = self._known()
-        step, rate = self._rates(unit_rows(dictionary))
+        step, rate, shortened = self._rates(unit_rows(dictionary))
         found = learn_batch(
             batch,
             dictionary,
@@ -259,13 +238,16 @@ class DictionaryLearning(Estimator):
             solver=chosen_solver(self.solver),
         )
         self._dictionary = found.dictionary
-        self._progress.add(found)
+        self._progress.add(found, coding_shortened=shortened)
 
-    def _rates(self, atoms: Tensor) -> tuple[float | Decay, float]:
+    def _rates(self, atoms: Tensor) -> tuple[float | Decay, float, bool]:
+        """Returns the codes' step, the dictionary's rate, and whether the step was too long."""
+        length, shortened = shortened_step(self.step, atoms, STEP_RULES[self.solver])
         if self.decay:
             rate = Decay(first=self.learning_rate)(self._progress.updates)
-            return Decay(first=checked_step(self.step, atoms)), rate
-        return checked_step(self.step, atoms), self.learning_rate
+            steps = Decay(first=length, thresholds=self.decay_thresholds)
+            return steps, rate, shortened
+        return length, self.learning_rate, shortened
 
     def _coder(self) -> SparseCoder:
         return SparseCoder(
@@ -279,17 +261,3 @@ class DictionaryLearning(Estimator):
             measure=self.measure,
             debias=self.debias,
         )
-
-    def _atoms(self) -> Tensor:
-        return unit_rows(self._known())
-
-    def _done(self) -> Progress:
-        self._known()
-        return self._progress
-
-    def _known(self) -> Tensor:
-        if self._dictionary is None:
-            raise NotFitted(
-                f"this {type(self).__name__} has no dictionary yet: call fit or partial_fit first"
-            )
-        return self._dictionary

@@ -6,9 +6,12 @@ import inspect
 from abc import ABC, abstractmethod
 from typing import Any, Self
 
-from sparsecraft.core.errors import SparsityError, UnknownName
+import numpy as np
+from torch import Tensor
+
+from sparsecraft.core.errors import InvalidValue, SparsityError, UnknownName
 from sparsecraft.core.fidelity import ReconstructionSums
-from sparsecraft.core.penalties import Penalty, by_name
+from sparsecraft.core.penalties import CEL0, Penalty, by_name
 from sparsecraft.core.solvers import Stopping
 from sparsecraft.methods.codes.sparse_coding.rows import as_rows
 
@@ -17,7 +20,7 @@ PAPER_STRENGTH = 0.27
 
 
 class NotFitted(SparsityError, AttributeError):
-    """An estimator was asked for what only `fit` gives it."""
+    """An estimator was asked for what only `fit` gives it; a ValueError and an AttributeError."""
 
 
 class Estimator(ABC):
@@ -45,6 +48,33 @@ class Estimator(ABC):
         sums = ReconstructionSums()
         sums.add(rows, self.inverse_transform(self.transform(rows)))
         return sums.explained_variance
+
+    @property
+    @abstractmethod
+    def n_features_in_(self) -> int:
+        """Width of the rows."""
+
+    @property
+    @abstractmethod
+    def _n_features_out(self) -> int:
+        """Width of the codes, under the name that scikit-learn knows."""
+
+    def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
+        """Returns a name for each column of the codes, such as "sparsecoder0".
+
+        Args:
+            input_features: Names of the rows' entries, of which the codes' do not depend.
+
+        Raises:
+            InvalidValue: If there are not as many names as a row has entries.
+        """
+        if input_features is not None and len(input_features) != self.n_features_in_:
+            raise InvalidValue(
+                f"{len(input_features)} names were given: input_features should have length equal "
+                f"to number of features, {self.n_features_in_}"
+            )
+        name = type(self).__name__.lower()
+        return np.array([f"{name}{i}" for i in range(self._n_features_out)], dtype=object)
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """Returns the parameters by name.
@@ -111,6 +141,27 @@ def chosen_penalty(penalty: str | Penalty, strength: float | None) -> Penalty:
             )
         return penalty
     return by_name(penalty, strength=PAPER_STRENGTH if strength is None else strength)
+
+
+def check_column_norms(penalty: Penalty, norms: Tensor) -> None:
+    """Raises InvalidValue if CEL0 has a norm that is not that of the atoms.
+
+    Its norm is theirs by definition: left at one, it is taken from them, in learning and in coding
+    alike.
+
+    Args:
+        penalty: Any.
+        norms: (components,), of the atoms.
+    """
+    if not isinstance(penalty, CEL0) or penalty.norm == 1:
+        return
+    if not bool(((norms - penalty.norm).abs() <= 1e-4 * penalty.norm).all()):
+        raise InvalidValue(
+            f"{penalty} was given beside atoms with norms from {float(norms.min()):.4g} to "
+            f"{float(norms.max()):.4g}: CEL0 takes its norm from the atoms, so leave it out; for a "
+            "firm threshold of another shape give MCP(strength=norm * sqrt(2 * strength), "
+            "reach=1 / norm**2)"
+        )
 
 
 def chosen_stopping(tolerance: float, max_steps: int, measure: Any) -> Stopping:

@@ -12,8 +12,14 @@ from torch import Tensor
 from sparsecraft.core.errors import InvalidValue, UnknownName
 from sparsecraft.core.penalties import Penalty, by_name, without_half
 from sparsecraft.core.seeds import generator
+from sparsecraft.core.solvers.problem import check_coupling
+from sparsecraft.core.solvers.steps import check_length
 from sparsecraft.methods.codes.sparse_coding.coder import chosen_solver
-from sparsecraft.methods.codes.sparse_coding.estimator import chosen_penalty, chosen_stopping
+from sparsecraft.methods.codes.sparse_coding.estimator import (
+    check_column_norms,
+    chosen_penalty,
+    chosen_stopping,
+)
 from sparsecraft.methods.codes.sparse_coding.rows import as_rows
 
 DECAYING_FROM = 500
@@ -32,14 +38,19 @@ def check_settings(settings: Mapping[str, Any]) -> None:
         InvalidValue: For a number out of range, or rates that fall without a first step.
         UnknownName: For an unknown penalty, solver or criterion.
     """
-    chosen_penalty(settings["penalty"], settings["strength"])
-    chosen_stopping(*(settings[name] for name in ("tolerance", "max_steps", "measure")))
+    penalty = chosen_penalty(settings["penalty"], settings["strength"])
+    check_column_norms(penalty, torch.ones(1))
+    stopping = chosen_stopping(*(settings[name] for name in ("tolerance", "max_steps", "measure")))
+    check_coupling(penalty, stopping)
     chosen_solver(settings["solver"])
+    check_length(settings["step"])
     rate, size = settings["learning_rate"], settings["batch_size"]
     if not (isinstance(rate, int | float) and 0 < rate < math.inf):
         raise InvalidValue(f"learning_rate={rate!r} is not allowed: give a number above 0")
     if not isinstance(size, int) or size < 1:
         raise InvalidValue(f"batch_size={size!r} is not allowed: give at least 1")
+    if settings["decay_thresholds"] and not settings["decay"]:
+        raise InvalidValue("decay_thresholds=True says how rates fall: give decay=True too")
     if settings["decay"] and (settings["step"] == "auto" or settings["solver"] != "ista"):
         raise InvalidValue(
             f"decay=True with step={settings['step']!r} and solver={settings['solver']!r}: rates "

@@ -7,7 +7,8 @@ can be chosen: those that Rentzeperis et al. (2023) compare are l1 (soft), l0 (h
 paper, are `SparseCoder` and `DictionaryLearning`.
 
 The step's length is one for an encoder of a single step, whose matrix learns the scale; beyond, it
-is 1 / (||decoder|| ||encoder||) unless given, since longer steps need not settle.
+is 1 / (||decoder|| ||encoder||) unless given. With a tied encoder that is 1 / ||decoder||^2, by
+which steps settle; one that is not tied follows no gradient, and no length is sure to settle.
 """
 
 from __future__ import annotations
@@ -59,8 +60,8 @@ class SparseCoding(Elementwise):
         penalty: "l1", "l0", "lq" (with q = 1/2), "log", "cel0", "mcp" or "scad", each with its
             default shape.
         strength: Of the penalty, in the convention with 1/2; at least 0.
-        step: Length of the gradient's steps, or None: one for a single step, else what surely
-            settles.
+        step: Length of the gradient's steps, or None: one for a single step, else
+            1 / (||decoder|| ||encoder||), which settles where the encoder is tied.
 
     Example:
         >>> import torch

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparsecraft.core.errors import ConvergenceWarning, warn_caller
+from sparsecraft.core.solvers.steps import Step
 from sparsecraft.methods.codes.sparse_coding.batches import BatchResult
 
 RECENT = 20
@@ -25,6 +27,7 @@ class LearningReport:
         discarded: Rows that did not settle and so did not move the dictionary.
         idle_batches: Batches of which no row settled.
         shortened: Steps of the dictionary that would have overshot.
+        coding_shortened: Batches for whose dictionary the codes' step was too long.
         dead: Atoms without activity in the last 20 batches.
         atoms: Of the dictionary.
         active: Entries of a code other than zero, on average over all that settled.
@@ -40,6 +43,7 @@ class LearningReport:
     atoms: int
     active: float
     error: float
+    coding_shortened: int = 0
 
     def __str__(self) -> str:
         told = [
@@ -55,7 +59,34 @@ class LearningReport:
             told.append(f"{self.dead} of {self.atoms} atoms are dead")
         if self.shortened:
             told.append(f"{self.shortened} steps were shortened: lower learning_rate")
+        if self.coding_shortened:
+            told.append(
+                f"in {self.coding_shortened} batches the codes' step was too long and shortened: "
+                "lower step"
+            )
         return "; ".join(told)
+
+    def warn_since(self, before: LearningReport, step: Step) -> None:
+        """Warns of what went otherwise than asked since an earlier report.
+
+        Args:
+            before: That report.
+            step: Of the codes, as it was asked.
+        """
+        rows, discarded = self.rows - before.rows, self.discarded - before.discarded
+        if discarded:
+            warn_caller(
+                f"{discarded} of {rows} rows did not settle and did not move the dictionary: raise "
+                "max_steps or tolerance",
+                ConvergenceWarning,
+            )
+        shortened = self.coding_shortened - before.coding_shortened
+        if shortened:
+            warn_caller(
+                f"in {shortened} of {self.batches - before.batches} batches step={step!r} was too "
+                'long for the dictionary, and "auto" took its place: lower it',
+                ConvergenceWarning,
+            )
 
 
 @dataclass
@@ -70,6 +101,7 @@ class Progress:
     discarded: int = 0
     idle_batches: int = 0
     shortened: int = 0
+    coding_shortened: int = 0
     errors: list[float] = field(default_factory=list)
 
     @classmethod
@@ -77,8 +109,14 @@ class Progress:
         """Returns the counts before the first batch."""
         return cls(torch.zeros(atoms, dtype=torch.int64), torch.zeros(atoms, dtype=torch.int64))
 
-    def add(self, found: BatchResult) -> None:
-        """Takes one batch into account."""
+    def add(self, found: BatchResult, *, coding_shortened: bool = False) -> None:
+        """Takes one batch into account.
+
+        Args:
+            found: What it did.
+            coding_shortened: Whether the codes' step was too long for its dictionary.
+        """
+        self.coding_shortened += coding_shortened
         settled = int(found.settled.sum())
         self.batches += 1
         self.rows += len(found.settled)
@@ -109,12 +147,13 @@ class Progress:
             atoms=len(self.quiet),
             active=float(self.activity().sum()),
             error=self.errors[-1] if self.errors else float("nan"),
+            coding_shortened=self.coding_shortened,
         )
 
     def numbers(self) -> dict[str, Any]:
         """Returns what is not a tensor, as plain values."""
-        names = ("batches", "updates", "rows", "discarded", "idle_batches", "shortened", "errors")
-        return {name: getattr(self, name) for name in names}
+        counts = ("batches", "updates", "rows", "discarded", "idle_batches", "shortened")
+        return {name: getattr(self, name) for name in (*counts, "coding_shortened", "errors")}
 
     @classmethod
     def restored(cls, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> Progress:

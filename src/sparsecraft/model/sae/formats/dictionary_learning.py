@@ -101,7 +101,7 @@ def write(sae: SparseAutoencoder, folder: Path) -> tuple[str, ...]:
     form = inference_form(sae)
     refuse_signed(form)
     refuse_normalised(form)
-    if form.transcodes:
+    if form.transcodes or form.W_skip is not None:
         raise InvalidValue(
             "dictionary_learning has no transcoders of this kind: save it as saelens or sparsify"
         )

@@ -37,7 +37,8 @@ def inference_form(sae: SparseAutoencoder) -> InferenceForm:
         W_dec=sae.decoder_rows().detach().clone(),
         b_dec=sae.b_dec.detach().clone(),
         W_skip=None if sae.W_skip is None else sae.W_skip.detach().clone(),
-        subtract_bias=sae.subtract_bias and sae.d_in == sae.d_out,
+        transcoder=sae.transcoder,
+        subtract_bias=sae.subtract_bias,
         row_norm=sae.row_norm,
         prefixes=sae.prefixes,
         info=sae.info,
@@ -66,7 +67,7 @@ def refuse_normalised(form: InferenceForm) -> None:
 def _with_rule(sae: SparseAutoencoder, form: InferenceForm) -> InferenceForm:
     activation = sae.activation
     name = getattr(getattr(activation, "info", None), "name", "")
-    if name == "relu_sae":
+    if name in ("relu_sae", "attribution_sae"):  # what the latter adds is to the training
         return form
     if name == "gated_sae":
         own = {key: tensor.detach().clone() for key, tensor in sae.own.parameters.items()}

@@ -40,6 +40,8 @@ class InferenceForm:
         log_scale: (d_sae,), of gated: the magnitudes' scale is its exponential.
         magnitude_bias: (d_sae,), of gated.
         W_skip: (d_in, d_out), or None.
+        transcoder: Whether another tensor than the input is reconstructed; None: where widths
+            differ, or there is a skip, or `info` says another place.
         subtract_bias: Whether b_dec is subtracted from the input.
         row_norm: What is done to each row before, and undone after.
         prefixes: Of nested dictionaries.
@@ -58,6 +60,7 @@ class InferenceForm:
     log_scale: Tensor | None = None
     magnitude_bias: Tensor | None = None
     W_skip: Tensor | None = None
+    transcoder: bool | None = None
     subtract_bias: bool = True
     row_norm: RowNorm = "none"
     prefixes: tuple[int, ...] = ()
@@ -114,7 +117,9 @@ class InferenceForm:
 
     @property
     def transcodes(self) -> bool:
-        """Whether something else than the input is reconstructed, as far as one can see."""
+        """Whether another tensor than the input is reconstructed, as far as one can see."""
+        if self.transcoder is not None:
+            return self.transcoder
         return self.d_in != self.d_out or self.W_skip is not None or bool(self.info.get("hook_out"))
 
     def unscaled(self, scale: float, out_scale: float | None = None) -> InferenceForm:
@@ -176,6 +181,7 @@ class InferenceForm:
         from sparsecraft.model.sae.files import filled, skeleton
 
         options = {
+            "transcoder": self.transcodes,
             "skip": self.W_skip is not None,
             "row_norm": self.row_norm,
             "prefixes": self.prefixes,

@@ -34,7 +34,7 @@ VERSION = 1
 _KEYS = (
     "sparsecraft_sae", "sparsecraft", "d_in", "d_sae", "d_out", "activation", "options", "info",
 )  # fmt: skip
-_OPTIONS = ("skip", "tied", "row_norm", "prefixes", "unroll", "subtract_bias")
+_OPTIONS = ("transcoder", "skip", "tied", "row_norm", "prefixes", "unroll", "subtract_bias")
 
 
 def recognises(path: Path) -> bool:
@@ -86,6 +86,15 @@ def write(sae: SparseAutoencoder, folder: Path) -> tuple[str, ...]:
     return ()
 
 
+def check_writable(sae: SparseAutoencoder) -> None:
+    """Raises what `write` would for this activation and this `info`, before a training is spent.
+
+    Raises:
+        InvalidValue: If the activation is not registered, or `info` holds more than plain values.
+    """
+    _text(_settings(sae))
+
+
 def _settings(sae: SparseAutoencoder) -> dict[str, Any]:
     from sparsecraft import __version__
 
@@ -102,6 +111,7 @@ def _settings(sae: SparseAutoencoder) -> dict[str, Any]:
         "d_out": sae.d_out,
         "activation": catalog.describe(sae.activation),
         "options": {
+            "transcoder": sae.transcoder,
             "skip": sae.W_skip is not None,
             "tied": sae.tied,
             "row_norm": sae.row_norm,

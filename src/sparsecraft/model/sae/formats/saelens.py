@@ -23,6 +23,7 @@ from sparsecraft.core.errors import InvalidValue
 from sparsecraft.model.sae.autoencoder import SparseAutoencoder
 from sparsecraft.model.sae.formats.export import inference_form
 from sparsecraft.model.sae.formats.inference_form import InferenceForm, batch_rule
+from sparsecraft.model.sae.formats.saelens_metadata import origin_of, reads_heads
 from sparsecraft.model.sae.formats.saelens_settings import RULES, Settings, settings_of
 from sparsecraft.model.sae.formats.tensors import (
     check_tensors,
@@ -41,12 +42,6 @@ _EXTRA = {
     "jumprelu": ("threshold",),
     "gated": ("b_gate", "b_mag", "r_mag"),
     "batchtopk": ("topk_threshold",),
-}
-_FROM_INFO = {
-    "model": "model_name",
-    "hook": "hook_name",
-    "hook_out": "hook_name_out",
-    "context": "context_size",
 }
 
 
@@ -87,14 +82,16 @@ def write(sae: SparseAutoencoder, folder: Path) -> tuple[str, ...]:
     """
     form = inference_form(sae)
     architecture = _architecture(form)
-    if form.transcodes:
+    if _maps(form):
         form = form.subtracting(False)
     if form.row_norm == "unit":
         # There rows are scaled to the norm sqrt(d_in), not 1.
         form = form.unscaled(form.d_in**-0.5)
     write_safetensors(_tensors(form), folder / WEIGHTS)
-    (folder / SETTINGS).write_text(json.dumps(_settings(form, architecture)), encoding="utf-8")
-    return form.notes
+    origin, notes = origin_of(form.info)
+    settings = _settings(form, architecture, origin)
+    (folder / SETTINGS).write_text(json.dumps(settings), encoding="utf-8")
+    return (*form.notes, *notes)
 
 
 def _check_keys(settings: Settings, tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -125,6 +122,7 @@ def _form(settings: Settings, tensors: dict[str, Tensor]) -> InferenceForm:
         log_scale=tensors.get("r_mag"),
         magnitude_bias=tensors.get("b_mag"),
         W_skip=tensors["W_skip"].T if settings.skip else None,
+        transcoder=settings.transcoder,
         subtract_bias=settings.subtract_bias,
         row_norm=settings.row_norm,
         prefixes=settings.prefixes,
@@ -170,10 +168,15 @@ def _scale(settings: Settings, path: Path, given: float | None) -> float:
     return float(given)
 
 
+def _maps(form: InferenceForm) -> bool:
+    """Returns whether SAELens has this among its transcoders: only these have a skip."""
+    return form.transcodes or form.W_skip is not None
+
+
 def _architecture(form: InferenceForm) -> str:
     """Returns the name that SAELens has for this."""
     name = next(name for name, rule in RULES.items() if rule == form.rule)
-    if not form.transcodes:
+    if not _maps(form):
         return name
     if form.rule not in ("relu", "jumprelu"):
         raise InvalidValue(
@@ -202,7 +205,7 @@ def _tensors(form: InferenceForm) -> dict[str, Tensor]:
     return {name: tensor.to(form.W_dec.dtype) for name, tensor in found.items()}
 
 
-def _settings(form: InferenceForm, architecture: str) -> dict[str, Any]:
+def _settings(form: InferenceForm, architecture: str, origin: Mapping[str, Any]) -> dict[str, Any]:
     settings = {
         "architecture": architecture,
         "d_in": form.d_in,
@@ -211,10 +214,10 @@ def _settings(form: InferenceForm, architecture: str) -> dict[str, Any]:
         "device": "cpu",
         "apply_b_dec_to_input": form.subtract_bias,
         "normalize_activations": _NORMS[form.row_norm],
-        "reshape_activations": "hook_z" if _is_heads(form.info.get("hook")) else "none",
-        "metadata": _metadata(form, architecture),
+        "reshape_activations": "hook_z" if reads_heads(origin) else "none",
+        "metadata": {**origin, **_training(form, architecture, origin)},
     }
-    if form.transcodes:
+    if _maps(form):
         settings["d_out"] = form.d_out
     if form.k is not None:
         unit = bool(((form.W_dec.norm(dim=1) - 1).abs() < 1e-5).all())
@@ -223,9 +226,7 @@ def _settings(form: InferenceForm, architecture: str) -> dict[str, Any]:
     return settings
 
 
-def _metadata(form: InferenceForm, architecture: str) -> dict[str, Any]:
-    kept = form.info.get("saelens", {}).get("metadata", {})
-    named = {theirs: form.info[ours] for ours, theirs in _FROM_INFO.items() if form.info.get(ours)}
+def _training(form: InferenceForm, architecture: str, kept: Mapping[str, Any]) -> dict[str, Any]:
     trained, details = architecture, dict(kept.get("training_architecture_details") or {})
     if form.batch_k is not None:
         trained = "matryoshka_batchtopk" if form.prefixes else "batchtopk"
@@ -233,14 +234,8 @@ def _metadata(form: InferenceForm, architecture: str) -> dict[str, Any]:
     if form.prefixes:
         details["matryoshka_widths"] = list(form.prefixes)
     return {
-        **kept,
-        **named,
         "sae_lens_version": LAYOUT,
         "sae_lens_training_version": kept.get("sae_lens_training_version"),
         "training_architecture": trained,
         "training_architecture_details": details,
     }
-
-
-def _is_heads(hook: Any) -> bool:
-    return isinstance(hook, str) and hook.endswith("hook_z")

@@ -13,6 +13,7 @@ from typing import Any
 from sparsecraft.core.errors import InvalidValue, UnknownName
 from sparsecraft.model.sae.autoencoder import RowNorm
 from sparsecraft.model.sae.formats.inference_form import Rule
+from sparsecraft.model.sae.origin import positions_of
 
 RULES: dict[str, Rule] = {
     "standard": "relu",
@@ -137,8 +138,15 @@ class Settings:
             "hook": "hook_name",
             "hook_out": "hook_name_out",
             "context": "context_size",
+            "prepend_bos": "prepend_bos",
+            "dataset": "dataset_path",
         }
         found = {ours: kept[theirs] for ours, theirs in names.items() if theirs in kept}
+        first, _ = positions_of(kept.get("seqpos_slice"))
+        if first > 0:
+            found["skip_first"] = first
+        if isinstance(kept.get("exclude_special_tokens"), list):
+            found["special_ids"] = kept["exclude_special_tokens"]
         return {**found, "saelens": {"architecture": self.architecture, "metadata": kept}}
 
     def whole_k(self) -> int:

@@ -71,6 +71,7 @@ def read(path: Path, dtype: torch.dtype | None = None) -> SparseAutoencoder:
         b_dec=tensors["b_dec"],
         k=int(needed(settings, "k", file)),
         W_skip=tensors["W_skip"].T if skip else None,
+        transcoder=bool(transcode),
         subtract_bias=not transcode,
         info=_info(settings, path),
     )
