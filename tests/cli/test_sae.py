@@ -188,3 +188,22 @@ def test_contexts_can_begin_with_bos_and_lose_their_first_positions(
         assert run(capsys, *command).code == 0
         counts.append(json.loads(figures.read_text())["tokens"])
     assert counts[0] < counts[1] and counts[0] != counts[2]
+
+
+def test_a_model_of_another_librarys_name_is_found_or_asked_for(
+    capsys, monkeypatch, trained, text, directory
+):
+    from sparsecraft.core.errors import CheckpointError
+    from sparsecraft.model import checkpoints, hub_names
+
+    monkeypatch.setitem(hub_names._IDS, "my-small", str(directory))
+    command = ("sae", "eval", trained, "--text", text, "--dtype", "float32")
+    assert run(capsys, *command, "--model", "my-small").code == 0
+
+    def missing(source, **_):
+        raise CheckpointError(f"could not read the config of {source}")
+
+    monkeypatch.setattr(checkpoints, "load_pretrained", missing)
+    said = refused(capsys, *command, "--model", "gelu-1l")
+    assert "If gelu-1l is what another library calls this model" in said and "org/name" in said
+    assert "another library" not in refused(capsys, *command, "--model", "org/gelu-1l")

@@ -6,7 +6,7 @@ from tests.models import ARCHITECTURES, batches_for, tiny_bert, tiny_llama, tiny
 from torch import nn
 
 from sparsecraft.core.errors import InvalidValue, UnknownName
-from sparsecraft.model.hook_points import hook_point
+from sparsecraft.model.hook_points import hook_point, lens_names
 
 
 def taken(model, name):
@@ -157,3 +157,12 @@ def test_what_is_no_tensor_is_refused():
 class Words(nn.Module):
     def forward(self, x):
         return "words"
+
+
+def test_places_know_their_name_in_transformer_lens():
+    model = tiny_llama()
+    names = lens_names(model)
+    assert names["model.layers.1.output"] == "blocks.1.hook_resid_post"
+    assert names["model.layers.1.self_attn.o_proj.input"] == "blocks.1.attn.hook_z"
+    assert "model.layers.1.post_attention_layernorm.output" not in names
+    assert all(hook_point(model, name).place == place for place, name in names.items())

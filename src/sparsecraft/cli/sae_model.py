@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from sparsecraft.cli.model_directory import DTYPES, weights_dtype
 from sparsecraft.cli.parser import Parser, positive
 from sparsecraft.cli.terminal import progress, say
-from sparsecraft.core.errors import InvalidValue
+from sparsecraft.core.errors import CheckpointError, InvalidValue
 
 if TYPE_CHECKING:
     from torch import nn
@@ -104,13 +104,22 @@ def load_parts(source: str, arguments: argparse.Namespace) -> tuple[nn.Module, A
 
     Raises:
         InvalidValue: If there is no tokenizer, or no such device.
+        CheckpointError: If there is no such model.
     """
     from sparsecraft.lab.tasks.pretrained import load_tokenizer
     from sparsecraft.model.checkpoints import load_pretrained
     from sparsecraft.model.hub_names import hub_id
 
     source = hub_id(source)
-    model = load_pretrained(source, dtype=weights_dtype(source, arguments.dtype))
+    try:
+        model = load_pretrained(source, dtype=weights_dtype(source, arguments.dtype))
+    except CheckpointError as error:
+        if "/" in source or Path(source).exists():
+            raise
+        raise CheckpointError(
+            f"{error}\nIf {source} is what another library calls this model, give its directory or "
+            "its hub id, org/name."
+        ) from error
     try:
         tokenizer = load_tokenizer(source)
     except (OSError, ValueError) as error:

@@ -235,3 +235,9 @@ def test_values_that_are_not_finite_are_found_when_they_come():
         source._model.model.embed_tokens.weight.fill_(torch.nan)
     with pytest.raises(NonFinite, match=r"context \d+"):
         drawn(reader, 300)
+
+
+def test_what_is_opened_or_made_of_tensors_is_an_ordinary_store(tmp_path):
+    stored(path=tmp_path)
+    assert type(LiveActivations.open(tmp_path)) is ActivationStore
+    assert type(LiveActivations.from_tensor(torch.ones(3, 2))) is ActivationStore

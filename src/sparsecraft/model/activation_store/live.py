@@ -94,10 +94,8 @@ class LiveActivations(ActivationStore):
             raise InvalidValue("live activations need a model that reads tokens: store these")
         self.buffer_rows = buffer_rows
         self._model = model
-        self._point, self._target = (
-            hook_point(model, at),
-            None if to is None else hook_point(model, to),
-        )
+        self._point = hook_point(model, at)
+        self._target = None if to is None else hook_point(model, to)
         tokenizer = source_of(model, settings).tokenizer  # looked up once, not in each epoch
         self._settings = dataclasses.replace(settings, tokenizer=tokenizer, progress=None)
         self._held_out = 0

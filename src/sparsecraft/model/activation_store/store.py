@@ -289,9 +289,9 @@ class ActivationStore:
         if self.path is not None:
             verify(self.path)
 
-    @classmethod
-    def _of(cls, contents: Contents, selection: Selection | None = None) -> ActivationStore:
-        made = cls.__new__(cls)
+    @staticmethod
+    def _of(contents: Contents, selection: Selection | None = None) -> ActivationStore:
+        made = ActivationStore.__new__(ActivationStore)  # also where a subclass asks
         made._fill(contents, selection)
         return made
 

@@ -22,6 +22,8 @@ def test_saelens_loads_what_we_save(random_sae, x, tmp_path):
         sae.save_pretrained(tmp_path / str(n), format="saelens")
         again = sae_lens.SAE.load_from_disk(tmp_path / str(n))
         torch.testing.assert_close(again(x), sae(x), rtol=0, atol=1e-5)
+        said = again.cfg.metadata
+        assert (said.hook_name, said.model_class_name) == (sae.info["hook"], "HookedTransformer")
 
 
 def test_sparsify_loads_what_we_save(random_sae, x, tmp_path):
