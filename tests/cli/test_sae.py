@@ -145,6 +145,21 @@ def test_several_places_are_read_in_one_pass(capsys, directory, text, tmp_path):
     assert len(list((tmp_path / "saes.work" / "activations").iterdir())) == 2
 
 
+def test_a_live_training_stores_no_activations(capsys, directory, text, tmp_path):
+    out = tmp_path / "my-sae"
+    train = ("sae", "train", directory, "--at", HOOK, "--text", text, *SMALL, "--live")
+    done = run(capsys, *train, "--buffer", 1024, "--out", out)
+    assert done.code == 0, done.err
+    assert SparseAutoencoder.from_pretrained(out).info["hook"] == HOOK
+    assert not (tmp_path / "my-sae.work" / "activations").exists()
+    assert "the training's checkpoint stays in" in done.err + done.out
+    other = tmp_path / "other"
+    assert "--rows is of stored" in refused(capsys, *train, "--rows", 64, "--out", other)
+    places = ("--at", "model.layers.1")
+    assert "--live reads one place" in refused(capsys, *train, *places, "--out", other)
+    assert not other.exists()
+
+
 def test_what_is_missing_or_unknown_is_said(capsys, directory, trained, text, tmp_path):
     out = tmp_path / "new"
     train = ("sae", "train", directory, "--text", text, *SMALL)

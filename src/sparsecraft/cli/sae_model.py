@@ -156,13 +156,8 @@ def harvest(
         options: Of `ActivationStore`, where the arguments do not say otherwise.
     """
     from sparsecraft.model.activation_store import ActivationStore
-    from sparsecraft.model.calibration_text import read_text
 
-    if arguments.text is None:
-        raise InvalidValue("--text FILE is needed: on which text shall the model be read?")
-    text = {"texts": [read_text(arguments.text)], "tokenizer": tokenizer, "rows": arguments.rows}
-    asked = {name: getattr(arguments, name) for name in ("context", "prepend_bos", "skip_first")}
-    reading = {**options, **{k: v for k, v in asked.items() if v is not None}, **text}
+    reading = {**options, **_reading(tokenizer, arguments), "rows": arguments.rows}
     with progress("activations") as tell:
         if len(hooks) == 1:
             store = ActivationStore(model, at=hooks[0], path=path, progress=tell, **reading)
@@ -174,6 +169,49 @@ def harvest(
     for at, store in stores.items():
         say(f"{len(store):,} activations of {store.d_in} entries at {at}")
     return stores
+
+
+def harvest_live(
+    model: nn.Module,
+    tokenizer: Any,
+    hooks: Sequence[str],
+    arguments: argparse.Namespace,
+    **options: Any,
+) -> dict[str, ActivationStore]:
+    """Returns a place's activations on the text of the arguments, made while they are read.
+
+    Arguments are those of `harvest`.
+
+    Raises:
+        InvalidValue: If there are several places, or so many rows are asked for.
+    """
+    from sparsecraft.model.activation_store import LiveActivations
+
+    if len(hooks) > 1:
+        raise InvalidValue(
+            f"--live reads one place, and {len(hooks)} were given: leave --live out, or run the "
+            "command once for each"
+        )
+    if arguments.rows is not None:
+        raise InvalidValue("--rows is of stored activations: leave it out, or --live")
+    reading = {**options, **_reading(tokenizer, arguments)}
+    with progress("first activations") as tell:
+        store = LiveActivations(
+            model, at=hooks[0], buffer_rows=arguments.buffer, progress=tell, **reading
+        )
+    say(f"activations of {store.d_in} entries at {hooks[0]}, made as they are read")
+    return {hooks[0]: store}
+
+
+def _reading(tokenizer: Any, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Returns the options of a store that say which text is read, and how."""
+    from sparsecraft.model.calibration_text import read_text
+
+    if arguments.text is None:
+        raise InvalidValue("--text FILE is needed: on which text shall the model be read?")
+    asked = {name: getattr(arguments, name) for name in ("context", "prepend_bos", "skip_first")}
+    text = {"texts": [read_text(arguments.text)], "tokenizer": tokenizer}
+    return {**{name: value for name, value in asked.items() if value is not None}, **text}
 
 
 def reread(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparsecraft.cli.parser import Parser
-from sparsecraft.cli.sae_model import harvest, load_parts, placed
+from sparsecraft.cli.sae_model import harvest, harvest_live, load_parts, placed
 from sparsecraft.cli.sae_train_options import (
     activation_of,
     add_dictionary,
@@ -29,7 +29,7 @@ def parser() -> Parser:
     made = Parser(
         prog="sparsecraft sae train",
         description=(
-            "Reads a text to a model, keeps the activations of one place on disk, and trains a\n"
+            "Reads a text to a model, keeps the activations of a place on disk, and trains a\n"
             "sparse autoencoder on them. A tenth of the contexts is held out, and what is left\n"
             "unexplained there is what you are told. A run that was stopped goes on where it was.\n"
             "The directory that comes out can be browsed, evaluated, and converted for SAELens.\n\n"
@@ -46,6 +46,7 @@ def parser() -> Parser:
             "      --latents 4096 --prefixes 256,1024 --text notes.txt --out my-saes\n"
             "  sparsecraft sae train my-llama --at model.layers.2 --text notes.txt \\\n"
             "      --activation relu_sae --resample-every 1000 --device cuda --out my-sae\n"
+            "  sparsecraft sae train my-llama --at model.layers.2 --text huge.txt --live --out my-sae\n"
             "  sparsecraft methods --of codes"
         ),
     )
@@ -68,15 +69,12 @@ def run(arguments: argparse.Namespace) -> int:
     activation, training = activation_of(arguments), training_of(arguments)
     model, tokenizer = load_parts(arguments.model, arguments)
     work = arguments.out.with_name(arguments.out.name + ".work")
-    stores = harvest(
-        model,
-        tokenizer,
-        arguments.at,
-        arguments,
-        path=work / "activations",
-        gradients=activation.needs_gradient,
-        to=arguments.to,
-    )
+    options = {"gradients": activation.needs_gradient, "to": arguments.to}
+    if arguments.live:
+        stores = harvest_live(model, tokenizer, arguments.at, arguments, **options)
+    else:
+        kept = work / "activations"
+        stores = harvest(model, tokenizer, arguments.at, arguments, path=kept, **options)
     saes = {at: _untrained(store, arguments) for at, store in stores.items()}
     for at, sae in saes.items():
         within = Path(at) if len(stores) > 1 else Path()
@@ -84,10 +82,8 @@ def run(arguments: argparse.Namespace) -> int:
             sae.fit(stores[at], training, directory=work / "training" / within, progress=tell)
         sae.save_pretrained(arguments.out / within, overwrite=arguments.overwrite)
         _say(sae, arguments.out / within)
-    say(
-        f"the activations stay in {work} for other dictionaries: remove it when you are done "
-        "with them"
-    )
+    stays = "the training's checkpoint stays" if arguments.live else "the activations stay"
+    say(f"{stays} in {work} for other trainings: remove it when you are done with them")
     return 0
 
 

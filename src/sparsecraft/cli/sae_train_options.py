@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from sparsecraft.core.kinds import Activation
     from sparsecraft.model.sae.training_settings import SAETraining
 
-STEPS, BATCH, HELD_OUT = 5000, 4096, 0.1
+STEPS, BATCH, HELD_OUT, BUFFER = 5000, 4096, 0.1, 2**18
 
 
 def add_places(parser: Parser) -> None:
@@ -34,6 +34,19 @@ def add_places(parser: Parser) -> None:
         help="a second place, which the dictionary reconstructs from the first: a transcoder",
     )
     add_text(parser)
+    parser.add_argument(
+        "--live",
+        action="store_true",
+        help="store no activations: run the model as the training reads, for texts of which they "
+        "would fill the disk. The first ones of the text are held out",
+    )
+    parser.add_argument(
+        "--buffer",
+        type=positive,
+        default=BUFFER,
+        metavar="ROWS",
+        help="activations that --live holds and mixes",
+    )
 
 
 def add_dictionary(parser: Parser) -> None:

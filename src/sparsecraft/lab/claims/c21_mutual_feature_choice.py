@@ -322,8 +322,8 @@ CLAIM = Claim(
     ),
     remark=(
         "Feature Choice with equal budgets does better than Mutual Choice on both kinds of "
-        "mixtures with equal frequencies, and worst of all on MiniLM, where a Zipf budget helps "
-        "but stays behind TopK. With only 100 steps for 3,072 latents neither auxiliary loss "
-        "moves the share of dead latents."
+        "mixtures with equal frequencies, and worst of all on both models' activations, where a "
+        "Zipf budget helps but stays behind TopK. On MiniLM's, after only 100 steps, 57 of 100 of "
+        "3,072 latents are dead with AuxZipf, and 65 with AuxK or without any."
     ),
 )
