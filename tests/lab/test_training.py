@@ -225,16 +225,17 @@ def test_two_processes_agree_with_one_that_takes_the_same_batches(tmp_path):
         "found = train_task(Task(), t.method_of('rigl'), settings, checkpoint=None)\n"
         "import torch.distributed as dist\n"
         "rank = dist.get_rank() if dist.is_initialized() else 0\n"
-        "torch.save(found.model.state_dict(), f'{sys.argv[1]}-{rank}.pt')\n"
-        "print(found.processes)\n"
+        "facts = {'processes': found.processes, 'state': found.model.state_dict()}\n"
+        "torch.save(facts, f'{sys.argv[1]}-{rank}.pt')\n"
     )
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
     launch += ["--master_port", "29731", str(script), str(tmp_path / "two")]
     done = subprocess.run(launch, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.split() == ["2", "2"]
-    first, second = (torch.load(tmp_path / f"two-{rank}.pt") for rank in (0, 1))
+    ranks = [torch.load(tmp_path / f"two-{rank}.pt") for rank in (0, 1)]
+    assert [each["processes"] for each in ranks] == [2, 2]
+    first, second = (each["state"] for each in ranks)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
     class Task(Stripes):

@@ -46,7 +46,8 @@ def parser() -> Parser:
             "      --latents 4096 --prefixes 256,1024 --text notes.txt --out my-saes\n"
             "  sparsecraft sae train my-llama --at model.layers.2 --text notes.txt \\\n"
             "      --activation relu_sae --resample-every 1000 --device cuda --out my-sae\n"
-            "  sparsecraft sae train my-llama --at model.layers.2 --text huge.txt --live --out my-sae\n"
+            "  sparsecraft sae train my-llama --at model.layers.2 --text huge.txt --live \\\n"
+            "      --out my-sae\n"
             "  sparsecraft methods --of codes"
         ),
     )
