@@ -7,12 +7,7 @@ import pytest
 
 from sparsecraft.model.interrupts import hold_interrupts
 
-
-@pytest.fixture(autouse=True)
-def usual_handler():
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
+pytestmark = pytest.mark.usefixtures("usual_interrupts")
 
 
 def press():

@@ -148,20 +148,30 @@ def add_method(parser: Parser, default: str | None, *, pattern: bool = True) -> 
         parser.add_argument(
             "--pattern", help="unstructured, row, 2:4 (keep 2 of 4), block:4x4, channels:out"
         )
-    parser.add_argument(
-        "--option",
-        type=assignment,
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="a setting of the method, repeatable; `sparsecraft methods NAME` lists them",
-    )
+    add_settings(parser, "method")
     parser.add_argument(
         "--targets",
         type=patterns,
         action="append",
         metavar="PATTERN",
         help="layers by glob, re:REGEX or class name; a leading ! takes away; repeatable",
+    )
+
+
+def add_settings(parser: Parser, of: str) -> None:
+    """Adds the repeatable --option KEY=VALUE.
+
+    Args:
+        parser: Where it goes.
+        of: What is set: "method", "activation".
+    """
+    parser.add_argument(
+        "--option",
+        type=assignment,
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help=f"a setting of the {of}, repeatable; `sparsecraft methods NAME` lists them",
     )
 
 

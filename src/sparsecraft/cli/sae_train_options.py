@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparsecraft.cli.parser import Parser, assignment, fraction, positive, whole_numbers
+from sparsecraft.cli.parser import Parser, add_settings, fraction, positive, whole_numbers
 from sparsecraft.cli.sae_model import add_text
 from sparsecraft.core.errors import InvalidValue
 
@@ -54,14 +54,7 @@ def add_dictionary(parser: Parser) -> None:
     parser.add_argument(
         "--activation", metavar="NAME", default="topk_sae", help="how codes are made sparse"
     )
-    parser.add_argument(
-        "--option",
-        type=assignment,
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="a setting of the activation, repeatable; `sparsecraft methods NAME` lists them",
-    )
+    add_settings(parser, "activation")
     parser.add_argument(
         "--expansion", type=positive, default=16, metavar="N", help="latents for each entry"
     )

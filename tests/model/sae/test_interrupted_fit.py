@@ -13,14 +13,8 @@ from sparsecraft.methods.codes.topk import TopK
 from sparsecraft.model.sae import SAETraining, SparseAutoencoder, train_together
 from sparsecraft.model.sae.counters import FiringCounter
 
+pytestmark = pytest.mark.usefixtures("usual_interrupts")
 PLAN = SAETraining(steps=7, batch=32, learning_rate=3e-3, checkpoint_every=5)
-
-
-@pytest.fixture(autouse=True)
-def usual_handler():
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 def rows():

@@ -19,6 +19,7 @@ from sparsecraft.model.digests import digest
 from sparsecraft.model.ranks import check_agreement, mean_over_ranks_, rank, world_size
 from sparsecraft.model.sae import checkpoint
 from sparsecraft.model.sae.checks import check_targets
+from sparsecraft.model.sae.estimator import ROWS_AT_ONCE
 from sparsecraft.model.sae.formats.ours import check_writable
 from sparsecraft.model.sae.loop import Progress, take_steps
 from sparsecraft.model.sae.report import SAEReport
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
 _SHARED = ("steps", "batch", "held_out", "checkpoint_every", "seed")
 _MEASURED = 65_536
-_ROWS_AT_ONCE = 4096
 
 
 def as_store(data: ActivationStore | Tensor | np.ndarray[Any, Any]) -> ActivationStore:
@@ -188,7 +188,7 @@ def measure(sae: SparseAutoencoder, batch: Any) -> tuple[float, float]:
         batch: With x, and gradient and target where the autoencoder wants them.
     """
     sums, entries = ReconstructionSums(), 0
-    for part in torch.arange(len(batch.x)).split(_ROWS_AT_ONCE):
+    for part in torch.arange(len(batch.x)).split(ROWS_AT_ONCE):
         x = sae.check_input(batch.x[part].to(sae.W_dec.device))
         scaling = RowScaling.of(x, sae.row_norm)
         inner = scaling.apply(x)

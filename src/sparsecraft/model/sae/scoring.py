@@ -13,12 +13,12 @@ from sparsecraft.core.errors import InvalidValue
 from sparsecraft.core.fidelity import ReconstructionSums
 from sparsecraft.model.activation_store import ActivationStore
 from sparsecraft.model.sae.checks import check_rows, check_targets
+from sparsecraft.model.sae.estimator import ROWS_AT_ONCE
 
 if TYPE_CHECKING:
     from sparsecraft.model.sae.autoencoder import SparseAutoencoder
 
 Given = Tensor | np.ndarray[Any, Any]
-_ROWS_AT_ONCE = 4096
 
 
 @torch.no_grad()
@@ -49,7 +49,7 @@ def _of_store(
     if target is not None:
         raise InvalidValue("a store has its own targets: leave target out, or give rows")
     check_targets(sae, store.has_target)
-    for part in store.batches(_ROWS_AT_ONCE):
+    for part in store.batches(ROWS_AT_ONCE):
         yield part.x, part.x if part.target is None else part.target
 
 
@@ -67,4 +67,4 @@ def _of_rows(
             "target for each row"
         )
     flat = x.reshape(-1, sae.d_in), wanted.reshape(-1, sae.d_out)
-    yield from zip(*(rows.split(_ROWS_AT_ONCE) for rows in flat), strict=True)
+    yield from zip(*(rows.split(ROWS_AT_ONCE) for rows in flat), strict=True)
